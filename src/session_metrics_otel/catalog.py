@@ -1,0 +1,231 @@
+"""Every metric and attribute this package exports, declared once, as data.
+
+The OpenTelemetry name is the one that is written down. The name on ``/metrics`` is derived
+from it by OpenTelemetry's rules for Prometheus, so that one dashboard serves both ways out.
+Names under ``db.`` come from OpenTelemetry's database semantic conventions; what these lack
+is ours, under ``sqlalchemy.`` and ``application.``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class SessionState(str, Enum):
+    """What a session is doing: the values of the attributes ``state``, ``from_state``, ``to_state``."""
+
+    CREATED = "created"
+    ACTIVE = "active"
+    IDLE = "idle"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    ERROR = "error"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Kind(str, Enum):
+    """The OpenTelemetry instrument a metric is recorded with."""
+
+    COUNTER = "counter"
+    UP_DOWN_COUNTER = "updowncounter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+DEFAULT_FACTORY = "default"
+"""The ``factory`` of sessions whose factory was given no name."""
+
+WORKING_STATES = frozenset(
+    {SessionState.ACTIVE, SessionState.IDLE, SessionState.COMMITTED, SessionState.ROLLED_BACK}
+)
+"""States that say a session had its first connection: leaving ``created`` for one is a success."""
+
+TRANSACTION_OUTCOMES = ("committed", "rolled_back", "closed")
+"""How a transaction may end: the values of ``outcome``."""
+
+UNSPECIFIED = "unspecified"
+"""The ``outcome`` of a transaction whose record did not say."""
+
+GARBAGE_COLLECTED = "garbage_collected"
+"""The ``reason`` of a leak noticed when an unclosed session was collected."""
+
+OTHER = "_OTHER"
+"""The value of ``error.type`` where none can be named (OpenTelemetry's fallback value)."""
+
+DURATION_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+"""Upper bounds in seconds that OpenTelemetry's database conventions advise."""
+
+SESSION_DURATION_BUCKETS = (*DURATION_BUCKETS, 30.0, 60.0, 300.0)
+"""The same, on to five minutes: the age at which a session is said to leak."""
+
+QUERIES_BUCKETS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+"""Upper bounds in statements per session."""
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """One metric: a row of the catalogue.
+
+    Attributes:
+        name: The OpenTelemetry name.
+        kind: The instrument.
+        unit: The unit as UCUM writes it (``s``, ``By``); ``{thing}`` is a count of things.
+        attributes: The attributes a series of it may have, in the order series are keyed by.
+        help: What it says, and what a bad value means.
+        buckets: The upper bounds of a histogram, inclusive, in ``unit``.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    attributes: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def prometheus_name(self) -> str:
+        """The name of the family on ``/metrics``, ``_total`` included where it is a counter."""
+        suffix = {"s": "_seconds", "By": "_bytes"}.get(self.unit, "")
+        total = "_total" if self.kind is Kind.COUNTER else ""
+        return self.name.replace(".", "_") + suffix + total
+
+
+def label_name(attribute: str) -> str:
+    """The label on ``/metrics`` for an attribute: dots become underscores."""
+    return attribute.replace(".", "_")
+
+
+SESSIONS = Metric(
+    "sqlalchemy.sessions",
+    Kind.UP_DOWN_COUNTER,
+    "{session}",
+    ("factory", "state"),
+    "Sessions open now, by state. One that stays in active, idle or error holds a connection.",
+)
+SESSION_PEAK = Metric(
+    "sqlalchemy.session.peak",
+    Kind.GAUGE,
+    "{session}",
+    ("factory",),
+    "The most sessions open at once since the process started.",
+)
+SESSION_CREATIONS = Metric(
+    "sqlalchemy.session.creations",
+    Kind.COUNTER,
+    "{session}",
+    ("factory", "outcome", "error.type"),
+    "Sessions by how their creation ended: success (a first connection was had), failure (it was "
+    "not), unused (closed having done nothing). success / (success + failure) is the success rate.",
+)
+SESSION_CREATION_DURATION = Metric(
+    "sqlalchemy.session.creation.duration",
+    Kind.HISTOGRAM,
+    "s",
+    ("factory",),
+    "From a session's creation to its first connection. Long ones wait for the pool or the database.",
+    DURATION_BUCKETS,
+)
+SESSION_TRANSITIONS = Metric(
+    "sqlalchemy.session.state.transitions",
+    Kind.COUNTER,
+    "{transition}",
+    ("factory", "from_state", "to_state"),
+    "Changes of state. Many into error, or from active straight to closing, want a look.",
+)
+SESSION_DURATION = Metric(
+    "sqlalchemy.session.duration",
+    Kind.HISTOGRAM,
+    "s",
+    ("factory",),
+    "From a session's creation to its close. Minutes mean a session kept across requests.",
+    SESSION_DURATION_BUCKETS,
+)
+SESSION_QUERIES = Metric(
+    "sqlalchemy.session.queries",
+    Kind.COUNTER,
+    "{query}",
+    ("factory",),
+    "Statements sent by sessions, failed ones too.",
+)
+SESSION_QUERIES_PER_SESSION = Metric(
+    "sqlalchemy.session.queries_per_session",
+    Kind.HISTOGRAM,
+    "{query}",
+    ("factory",),
+    "Statements one session sent before it closed. A rising tail is an N+1 query.",
+    QUERIES_BUCKETS,
+)
+SESSION_TRANSACTIONS = Metric(
+    "sqlalchemy.session.transactions",
+    Kind.COUNTER,
+    "{transaction}",
+    ("factory", "outcome"),
+    "Transactions ended: committed, rolled_back, closed (the session closed with neither; usual for "
+    "reading), unspecified (a record kept by hand that did not say).",
+)
+SESSION_TRANSACTION_DURATION = Metric(
+    "sqlalchemy.session.transaction.duration",
+    Kind.HISTOGRAM,
+    "s",
+    ("factory", "outcome"),
+    "From a transaction's first connection to its end: as long as it held that connection.",
+    SESSION_DURATION_BUCKETS,
+)
+SESSION_ERRORS = Metric(
+    "sqlalchemy.session.errors",
+    Kind.COUNTER,
+    "{error}",
+    ("factory", "error.type"),
+    "Errors of sessions by the exception's class.",
+)
+SESSION_LEAKS = Metric(
+    "sqlalchemy.session.leaks",
+    Kind.COUNTER,
+    "{session}",
+    ("factory", "reason"),
+    "Sessions that leaked: overdue (open past the limit), idle_in_transaction (nothing run on an open "
+    "transaction), garbage_collected (dropped unclosed while holding something). Should stay at 0.",
+)
+SESSION_OLDEST_AGE = Metric(
+    "sqlalchemy.session.oldest_age",
+    Kind.GAUGE,
+    "s",
+    ("factory",),
+    "Age of the oldest session open now. A line that climbs without end is a leak.",
+)
+SESSION_FLUSHES = Metric(
+    "sqlalchemy.session.flushes",
+    Kind.COUNTER,
+    "{flush}",
+    ("factory",),
+    "Flushes that had something to write.",
+)
+SESSION_ENTITIES = Metric(
+    "sqlalchemy.session.entities",
+    Kind.COUNTER,
+    "{entity}",
+    ("factory", "operation"),
+    "ORM objects written by flushes: insert, update, delete.",
+)
+SESSION_OPTIMISTIC_LOCK_FAILURES = Metric(
+    "sqlalchemy.session.optimistic_lock_failures",
+    Kind.COUNTER,
+    "{failure}",
+    ("factory",),
+    "Flushes refused because a row had been changed by someone else (StaleDataError).",
+)
+TELEMETRY_FAULTS = Metric(
+    "sqlalchemy.session.telemetry.faults",
+    Kind.COUNTER,
+    "{fault}",
+    ("component",),
+    "Faults inside this instrumentation that were kept from the application. Anything above 0 is a "
+    "bug or a broken exporter: the log has the first of each.",
+)
+
+CATALOG: tuple[Metric, ...] = tuple(
+    value for value in list(globals().values()) if isinstance(value, Metric)
+)
+"""Every row, in the order of declaration, which is the order on ``/metrics``."""

@@ -1,0 +1,1 @@
+"""The only code that touches SQLAlchemy: one module for each thing that is hooked."""

@@ -1,0 +1,397 @@
+"""Sessions: born, given a connection, committed, rolled back, flushed, closed.
+
+A factory's sessions are made of a subclass of the class they would have been made of, which lives
+as long as they do: so a session that is open while its factory is given back is still counted to
+its end.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from hashlib import sha256
+from itertools import count
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from opentelemetry import trace
+from opentelemetry.context import get_current
+from sqlalchemy import event
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm.exc import StaleDataError
+
+from session_metrics_otel.binding import current_binding
+from session_metrics_otel.catalog import SessionState
+from session_metrics_otel.faults import caught
+from session_metrics_otel.ledger import LEDGER
+from session_metrics_otel.session_metrics import DatabaseSessionMetrics
+from session_metrics_otel.tracing import SpanMirror
+
+from .statements import RECORD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.trace import Span, Tracer
+    from sqlalchemy import Connection, Dialect, Engine
+    from sqlalchemy.orm import UOWTransaction
+
+_ACTIVE = SessionState.ACTIVE
+_CLOSED = SessionState.CLOSED
+_CREATED = SessionState.CREATED
+
+ATTACHED = "_session_metrics"
+"""Where a Session keeps its record."""
+
+
+def _new_prefix() -> None:
+    """Give this process's session ids a beginning of their own, also after a fork."""
+    global _prefix  # noqa: PLW0603
+    _prefix = secrets.token_hex(6) + "-"
+
+
+_prefix = ""
+_new_prefix()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_prefix)
+_serial = count(1)
+
+
+class Observer:
+    """Watches the sessions of one factory.
+
+    Args:
+        name: The factory's name.
+        spans: ``span``, ``attributes`` or ``off``.
+        user_id: ``plain``, ``hashed`` or None: how the user's id goes onto a span.
+        tracer: Where spans come from.
+        meet: Called with each engine the sessions are bound to, so that its statements are seen.
+
+    Attributes:
+        engines: The engines its sessions were seen to use.
+        ended: Called after each session's end once the factory has been given back.
+    """
+
+    adopts = False
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        spans: str,
+        user_id: str | None,
+        tracer: Tracer,
+        meet: Callable[[Observer, Any], None],
+    ) -> None:
+        self.name = name
+        LEDGER.factory(name).seen = True
+        self.engines: WeakSet[Engine] = WeakSet()
+        self.ended: Callable[[Observer], None] | None = None
+        self._spans = spans
+        self._user_id = user_id
+        self._tracer = tracer
+        self._meet = meet
+        self._met: Any = None
+        self._span_name = f"session {name}"
+        self._classes: dict[type[Session], type[Session]] = {}
+
+    def observed_class(self, kind: type[Session]) -> type[Session]:
+        """The class that ``kind``'s sessions are made of while this observer watches them."""
+        found = self._classes.get(kind)
+        if found is None:
+            found = self._classes[kind] = _observed(kind, self)
+            _listen(found)
+        return found
+
+    def born(self, session: Session) -> DatabaseSessionMetrics:
+        """Give ``session`` a new record."""
+        bound = current_binding.get()
+        record = DatabaseSessionMetrics(
+            f"{_prefix}{next(_serial):x}", bound.request_id, bound.user_id, factory=self.name
+        )
+        record.hooked(perf_counter(), bound.route, get_current())
+        session.__dict__[ATTACHED] = record
+        return record
+
+    def for_engine(self, dialect: Dialect) -> Observer | None:  # noqa: ARG002 - see Adopter
+        """Who counts a session that uses the engine of ``dialect``."""
+        return self
+
+    def meet(self, bind: Any) -> None:  # noqa: ANN401 - an Engine, a Connection, or nothing
+        """Make sure that the engine behind ``bind`` is observed."""
+        if bind is not None and bind is not self._met:
+            self._meet(self, bind)
+            self._met = bind
+
+    def working(self, session: Session) -> DatabaseSessionMetrics:
+        """The record of a session that is being used: a new one where the last was closed."""
+        record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
+        if record is None or record.state is _CLOSED:
+            record = self.born(session)
+        if record.state is _CREATED and self._spans != "off":
+            record.mirror_on(self._start_mirror(record))
+        return record
+
+    def _start_mirror(self, record: DatabaseSessionMetrics) -> SpanMirror | None:
+        try:
+            if self._spans == "attributes":
+                span = trace.get_current_span(record.context)
+            else:
+                span = self._start_span(record)
+            return SpanMirror(span, owned=self._spans == "span") if span.is_recording() else None
+        except Exception as fault:  # noqa: BLE001 - a broken provider is not the session's trouble
+            caught("tracing", fault)
+            return None
+
+    def _start_span(self, record: DatabaseSessionMetrics) -> Span:
+        span = self._tracer.start_span(
+            self._span_name,
+            context=record.context,
+            start_time=int(record.created_at.timestamp() * 1e9),
+        )
+        if self._user_id is not None and record.user_id:
+            if self._user_id == "hashed":
+                span.set_attribute("user.hash", sha256(record.user_id.encode()).hexdigest())
+            else:
+                span.set_attribute("user.id", record.user_id)
+        return span
+
+
+class Adopter(Observer):
+    """Stands in for the observers of engines that were instrumented alone: counts no session until
+    it uses such an engine, and then leaves it to that engine's own observer.
+    """
+
+    adopts = True
+
+    def __init__(  # an observer of no factory: it only stands in
+        self, owner: Callable[[Dialect], Observer | None]
+    ) -> None:
+        self._owner = owner
+        self._classes = {}
+
+    def for_engine(self, dialect: Dialect) -> Observer | None:
+        """The observer of the engine of ``dialect``, or None where that is not instrumented."""
+        return self._owner(dialect)
+
+
+def _observed(kind: type[Any], observer: Observer) -> type[Any]:
+    """A subclass of the session class ``kind`` that tells ``observer`` of births and ends."""
+
+    class ObservedSession(kind):
+        __slots__ = ()  # an instance's class can only be changed for one of the same layout
+        _session_observer = observer
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Session's own
+            super().__init__(*args, **kwargs)
+            if not observer.adopts:
+                try:
+                    observer.born(self)
+                    observer.meet(self.bind)
+                except Exception as fault:  # noqa: BLE001 - never the session's trouble
+                    caught("sessions", fault)
+
+        def close(self) -> None:
+            _end(self, super().close)
+
+        def reset(self) -> None:
+            _end(self, super().reset)
+
+        def invalidate(self) -> None:
+            _end(self, super().invalidate)
+
+    if kind.get_bind is not Session.get_bind:
+        # It may choose an engine that nobody has seen yet, and that one may refuse.
+        def get_bind(self: Any, *args: Any, **kwargs: Any) -> Engine | Connection:  # noqa: ANN401
+            bind: Engine | Connection = super(ObservedSession, self).get_bind(*args, **kwargs)
+            observer.meet(bind)
+            return bind
+
+        ObservedSession.get_bind = get_bind  # type: ignore[attr-defined]
+    ObservedSession.__name__ = kind.__name__
+    ObservedSession.__qualname__ = kind.__qualname__
+    ObservedSession.__module__ = kind.__module__
+    return ObservedSession
+
+
+def observer_of(session: object) -> Observer | None:
+    """Who watches ``session``, or None."""
+    return getattr(session, "_session_observer", None)
+
+
+def _end(session: Any, end: Callable[[], None]) -> None:  # noqa: ANN401 - a Session
+    record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
+    if record is None or record.state is _CLOSED:
+        end()
+        return
+    try:
+        record.move(SessionState.CLOSING)
+    except Exception as fault:  # noqa: BLE001
+        caught("sessions", fault)
+    try:
+        end()
+    except BaseException as error:
+        # It is not closed, and may hold its connection still.
+        if record.state is SessionState.CLOSING:
+            record.record_error(error)
+        raise
+    try:
+        if record.transaction_began is not None:
+            _end_transaction(record, "closed")
+        record.close_session()
+        observer: Observer = session._session_observer
+        if observer.ended is not None:
+            observer.ended(observer)
+    except Exception as fault:  # noqa: BLE001
+        caught("sessions", fault)
+
+
+def _end_transaction(record: DatabaseSessionMetrics, outcome: str) -> None:
+    began, record.transaction_began = record.transaction_began, None
+    if began is not None:
+        record.ended_transaction(outcome, perf_counter() - began)
+
+
+def _after_begin(session: Any, _: SessionTransaction, connection: Connection) -> None:  # noqa: ANN401
+    try:
+        observer = session._session_observer.for_engine(connection.dialect)
+        if observer is None:
+            return
+        observer.meet(connection.engine)
+        record = observer.working(session)
+        if record.transaction_began is None:
+            record.transaction_began = perf_counter()
+        record.move(_ACTIVE)
+        connection.__dict__[RECORD] = record
+    except Exception as fault:  # noqa: BLE001 - never the session's trouble
+        caught("sessions", fault)
+
+
+def _after_commit(session: Session) -> None:
+    record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
+    # A savepoint's release is no commit, and a commit without a connection reached no database.
+    if record is None or record.transaction_began is None or session.in_nested_transaction():
+        return
+    try:
+        _end_transaction(record, "committed")
+        record.move(SessionState.COMMITTED)
+    except Exception as fault:  # noqa: BLE001
+        caught("sessions", fault)
+
+
+def _after_rollback(session: Session) -> None:
+    record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
+    if record is None:
+        return
+    try:
+        # Only here is it known that a flush failed on a row count: no event tells of it.
+        error = sys.exc_info()[1]
+        if isinstance(error, StaleDataError) and session._flushing:
+            record.lost_optimistic_lock(error)
+        if record.transaction_began is not None and not session.in_nested_transaction():
+            _end_transaction(record, "rolled_back")
+            record.move(SessionState.ROLLED_BACK)
+    except Exception as fault:  # noqa: BLE001
+        caught("sessions", fault)
+
+
+def _after_flush(session: Session, _: UOWTransaction) -> None:
+    record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
+    if record is None:
+        return
+    try:
+        record.flushed(
+            inserted=len(session.new),
+            # What is dirty but has no net change is not written.
+            updated=sum(session.is_modified(entity, False) for entity in session.dirty),
+            deleted=len(session.deleted),
+        )
+    except Exception as fault:  # noqa: BLE001
+        caught("sessions", fault)
+
+
+def _listen(kind: type[Session]) -> None:
+    event.listen(kind, "after_begin", _after_begin)
+    event.listen(kind, "after_commit", _after_commit)
+    event.listen(kind, "after_rollback", _after_rollback)
+    event.listen(kind, "after_flush", _after_flush)
+
+
+def connection_refused(dialect: Dialect, error: BaseException) -> None:
+    """Tell the session that asked for a connection, if one did, that there was none to be had.
+
+    No event tells which session that was, but its transaction is on the stack; and looking there
+    costs nothing until it happens.
+    """
+    try:
+        frame = sys._getframe(1)
+        while frame is not None:
+            asking = frame.f_locals.get("self")
+            if isinstance(asking, SessionTransaction):
+                observer = observer_of(asking.session)
+                observer = observer and observer.for_engine(dialect)
+                if observer is not None:
+                    observer.working(asking.session).record_error(error)
+                return
+            frame = frame.f_back  # type: ignore[assignment]
+    except Exception as fault:  # noqa: BLE001
+        caught("sessions", fault)
+
+
+def attached_record(session: Session) -> DatabaseSessionMetrics | None:
+    """The record that ``session`` carries, or None."""
+    return session.__dict__.get(ATTACHED)
+
+
+class _Watch:
+    """A class whose ``__init__`` is ours while somebody watches what is made of it."""
+
+    def __init__(self, kind: type[Session]) -> None:
+        self.kind = kind
+        self.own = kind.__dict__.get("__init__")
+        self.observers: list[Observer] = []
+
+    def install(self) -> None:
+        original: Callable[..., None] = self.kind.__init__
+        watch = self
+
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, N807
+            if observer_of(self) is not None:
+                original(self, *args, **kwargs)
+            else:
+                self.__class__ = watch.chosen().observed_class(type(self))
+                self.__init__(*args, **kwargs)
+
+        self.kind.__init__ = __init__  # type: ignore[method-assign]
+
+    def chosen(self) -> Observer:
+        """Whoever watches all the sessions comes before whoever only adopts some."""
+        return min(self.observers, key=lambda observer: observer.adopts)
+
+    def leave(self, observer: Observer) -> None:
+        self.observers.remove(observer)
+        if not self.observers:
+            del _watches[self.kind]
+            if self.own is None:
+                del self.kind.__init__  # type: ignore[misc]
+            else:
+                self.kind.__init__ = self.own  # type: ignore[method-assign]
+
+
+_watches: dict[type[Session], _Watch] = {}
+
+
+def watch(kind: type[Session], observer: Observer) -> Callable[[], None]:
+    """Have ``observer`` watch every session that is made of ``kind`` itself or of a subclass.
+
+    Returns:
+        A call that ends it, and puts ``kind`` back as it was where nobody else watches.
+    """
+    found = _watches.get(kind)
+    if found is None:
+        found = _watches[kind] = _Watch(kind)
+        found.install()
+    found.observers.append(observer)
+    return lambda: found.leave(observer)

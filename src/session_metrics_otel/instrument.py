@@ -1,0 +1,270 @@
+"""instrument() and uninstrument(): three lines for an application."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args
+from weakref import WeakSet
+
+from opentelemetry import trace
+from sqlalchemy import Dialect, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from .catalog import DEFAULT_FACTORY
+from .hooks import pools, statements
+from .hooks.sessions import Adopter, Observer, attached_record, watch
+
+from .ledger import LEDGER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.trace import TracerProvider
+
+    from .session_metrics import DatabaseSessionMetrics
+
+Target = Union[
+    "sessionmaker[Any]",
+    "async_sessionmaker[Any]",
+    "scoped_session[Any]",
+    "async_scoped_session[Any]",
+    Engine,
+    AsyncEngine,
+    type[Session],
+    type[AsyncSession],
+]
+"""What ``instrument`` takes."""
+
+SpanMode = Literal["span", "attributes", "off"]
+"""One span per session; its attributes and events on the caller's span; or nothing."""
+
+UserIdMode = Literal["plain", "hashed"]
+"""How a user's id goes onto spans: as ``user.id``, or its SHA-256 as ``user.hash``."""
+
+_TAKEN = (
+    "a sessionmaker, async_sessionmaker, scoped_session, async_scoped_session, Engine, AsyncEngine, "
+    "or a subclass of Session or AsyncSession"
+)
+
+_lock = threading.RLock()
+
+
+MARK = "_session_metrics_instrumented"
+"""Where a target, and the dialect of a hooked engine, keep what was done to them.
+
+There and not in a table of ours: so it goes when they go, however many an application makes.
+"""
+
+
+@dataclass(eq=False)
+class _Instrumented:
+    """What was done to one target, and how to put it back."""
+
+    observer: Observer
+    restore: Callable[[], None]
+
+
+class _EngineHooks:
+    """An engine's hooks, and the observers that need them: the last one out unhooks it.
+
+    Attributes:
+        owner: The observer of an engine that was instrumented by itself.
+    """
+
+    def __init__(self) -> None:
+        self.users: WeakSet[Observer] = WeakSet()
+        self.owner: Observer | None = None
+
+
+def _hooks_of(dialect: Dialect) -> _EngineHooks | None:
+    return vars(dialect).get(MARK)
+
+
+def _owner_of(dialect: Dialect) -> Observer | None:
+    hooks = _hooks_of(dialect)
+    return None if hooks is None else hooks.owner
+
+
+_adopter = Adopter(_owner_of)
+
+
+def instrument(
+    target: Target,
+    *,
+    name: str = DEFAULT_FACTORY,
+    spans: SpanMode = "span",
+    user_id: UserIdMode | None = None,
+    tracer_provider: TracerProvider | None = None,
+) -> None:
+    """Count the sessions of ``target`` from here on, and trace them.
+
+    An engine instrumented alone counts each session from its first use of that engine. To
+    instrument what is instrumented changes nothing.
+
+    Args:
+        target: A ``sessionmaker``, ``async_sessionmaker``, ``scoped_session``, ``Engine``,
+            ``AsyncEngine``, or a subclass of ``Session`` or ``AsyncSession``.
+        name: The group that the series are counted under (the attribute ``factory``): one per
+            sessionmaker, never one per request.
+        spans: ``span``: one span per session. ``attributes``: no span of its own; its attributes
+            and events go onto the caller's current span. ``off``: neither.
+        user_id: ``plain`` or ``hashed`` to have the user's id on the session's span.
+        tracer_provider: Where spans come from; the application's own (global) one where None.
+
+    Raises:
+        TypeError: ``target`` is nothing that can be instrumented.
+        ValueError: An option has a value that it does not take.
+    """
+    _check_option("spans", spans, get_args(SpanMode))
+    _check_option("user_id", user_id, (None, *get_args(UserIdMode)))
+    subject = _subject(target)
+    with _lock:
+        if MARK in vars(subject):
+            return
+        observer = Observer(
+            name,
+            spans=spans,
+            user_id=user_id,
+            tracer=trace.get_tracer("session_metrics_otel", tracer_provider=tracer_provider),
+            meet=_hook_engine,
+        )
+        setattr(subject, MARK, _Instrumented(observer, _install(subject, observer)))
+
+
+def uninstrument(target: Target) -> None:
+    """Put ``target`` back as it was. Sessions that are open are counted to their end.
+
+    Raises:
+        TypeError: ``target`` is nothing that could have been instrumented.
+    """
+    subject = _subject(target)
+    with _lock:
+        found: _Instrumented | None = vars(subject).get(MARK)
+        if found is not None:
+            delattr(subject, MARK)
+            found.restore()
+            found.observer.ended = _leave_engines
+            _leave_engines(found.observer)
+
+
+def metrics_for(session: Any) -> DatabaseSessionMetrics:  # noqa: ANN401 - any kind of session
+    """The record of a ``Session``, ``AsyncSession`` or scoped session.
+
+    Raises:
+        LookupError: The session is not instrumented, or has not yet used an instrumented engine.
+        TypeError: ``session`` is no session.
+    """
+    if isinstance(session, (scoped_session, async_scoped_session)):
+        session = session()
+    if isinstance(session, AsyncSession):
+        session = session.sync_session
+    if not isinstance(session, Session):
+        message = f"metrics_for() takes a Session, AsyncSession or scoped session, not {session!r}."
+        raise TypeError(message)
+    record = attached_record(session)
+    if record is None:
+        message = (
+            f"{session!r} has no record: instrument() its sessionmaker before the session is made. "
+            "(Where only the engine is instrumented, a session has one from its first statement.)"
+        )
+        raise LookupError(message)
+    return record
+
+
+def _check_option(name: str, given: object, taken: tuple[object, ...]) -> None:
+    if given not in taken:
+        message = f"{name}={given!r} is not taken; give one of {', '.join(map(repr, taken))}."
+        raise ValueError(message)
+
+
+def _subject(target: Any) -> Any:  # noqa: ANN401 - a Target
+    """What is hooked for ``target``: the sync engine, the maker inside a scoped session."""
+    if isinstance(target, (scoped_session, async_scoped_session)):
+        return _subject(target.session_factory)
+    if isinstance(target, AsyncEngine):
+        return target.sync_engine
+    if isinstance(target, (sessionmaker, async_sessionmaker, Engine)):
+        return target
+    if isinstance(target, type) and issubclass(target, (Session, AsyncSession)):
+        return target
+    message = f"Cannot instrument {target!r}: give {_TAKEN}."
+    raise TypeError(message)
+
+
+def _install(subject: Any, observer: Observer) -> Callable[[], None]:  # noqa: ANN401
+    """Hook ``subject`` for ``observer``; returns the call that puts it back."""
+    if isinstance(subject, Engine):
+        return _adopt_sessions_of(subject, observer)
+    if isinstance(subject, type) and issubclass(subject, Session):
+        return watch(subject, observer)
+    if isinstance(subject, type):
+        return _replace_sync_class(subject, observer)
+    for bind in (subject.kw.get("bind"), *(subject.kw.get("binds") or {}).values()):
+        observer.meet(bind)
+    if isinstance(subject, sessionmaker):
+        original = subject.class_
+        subject.class_ = observer.observed_class(original)
+        return lambda: setattr(subject, "class_", original)
+    if "sync_session_class" in subject.kw:
+        given = subject.kw["sync_session_class"]
+        subject.kw["sync_session_class"] = observer.observed_class(given)
+        return lambda: subject.kw.update(sync_session_class=given)
+    return _replace_sync_class(subject.class_, observer)
+
+
+def _replace_sync_class(kind: type[AsyncSession], observer: Observer) -> Callable[[], None]:
+    own = kind.__dict__.get("sync_session_class")
+    kind.sync_session_class = observer.observed_class(kind.sync_session_class)
+
+    def restore() -> None:
+        if own is None:
+            del kind.sync_session_class
+        else:
+            kind.sync_session_class = own
+
+    return restore
+
+
+def _adopt_sessions_of(engine: Engine, observer: Observer) -> Callable[[], None]:
+    hooks = _hook_engine(observer, engine)
+    hooks.owner = observer
+    leave = watch(Session, _adopter)
+
+    def restore() -> None:
+        hooks.owner = None
+        leave()
+
+    return restore
+
+
+def _hook_engine(observer: Observer, bind: Any) -> _EngineHooks:  # noqa: ANN401
+    """Observe the engine behind ``bind``, an Engine, AsyncEngine or Connection."""
+    engine: Engine = getattr(bind, "sync_engine", bind).engine
+    with _lock:
+        hooks = _hooks_of(engine.dialect)
+        if hooks is None:
+            hooks = _EngineHooks()
+            setattr(engine.dialect, MARK, hooks)
+            statements.hook(engine)
+            pools.hook(engine)
+        hooks.users.add(observer)
+        observer.engines.add(engine)
+        return hooks
+
+
+def _leave_engines(observer: Observer) -> None:
+    """Unhook what only ``observer`` needs, once the last of its sessions has ended."""
+    if LEDGER.factory(observer.name).live:
+        return
+    with _lock:
+        for engine in list(observer.engines):
+            hooks = _hooks_of(engine.dialect)
+            observer.engines.discard(engine)
+            if hooks is not None:
+                hooks.users.discard(observer)
+                if not hooks.users:
+                    delattr(engine.dialect, MARK)
+                    statements.unhook(engine)
+                    pools.unhook(engine)

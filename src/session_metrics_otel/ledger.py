@@ -1,0 +1,441 @@
+"""What all sessions add up to: the only mutable totals in the process.
+
+A count is one call of C code that the interpreter does not interrupt: ``next()`` on an
+``itertools.count`` for a tally, ``list.append`` for a measurement. So counts are exact under
+threads with no lock on their path; the locks here are taken by readers and when a series is
+first met. Readers (the Prometheus collector, OpenTelemetry's instruments) take a snapshot.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from bisect import bisect_left
+from collections import Counter
+from itertools import count, repeat
+from math import fsum
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
+
+from . import catalog
+from .catalog import OTHER, WORKING_STATES, Metric, SessionState
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Callable, Iterable, Iterator
+
+logger = logging.getLogger("session_metrics_otel")
+
+Labels = tuple[str, ...]
+"""The values of a series' attributes, in the order of ``Metric.attributes``; "" is absent."""
+
+PENDING_LIMIT = 256
+"""Measurements that wait in a histogram before the one who adds the next folds them in: large
+enough to spread the cost, small enough that a scrape never finds much to do."""
+
+MAX_ERROR_TYPES = 32
+"""Different ``error.type`` values a factory may have; the rest is ``_OTHER``."""
+
+MAX_FACTORIES = 200
+"""Different factory names a process may have; the rest is ``_OTHER``. A name made per request
+would otherwise make series without end."""
+
+
+class Tally:
+    """A count that only rises.
+
+    Attributes:
+        hit: Call it to add one. Exact under threads: ``next`` on a counter is one step in C.
+    """
+
+    __slots__ = ("_bulk", "_lock", "_reads", "hit")
+
+    def __init__(self) -> None:
+        self.hit: Callable[[], object] = count().__next__
+        self._reads = 0
+        self._bulk: float = 0
+        self._lock = threading.Lock()
+
+    def add(self, amount: float) -> None:
+        """Add more than one at a time; a negative or zero amount changes nothing."""
+        if amount == 1:
+            self.hit()
+        elif amount > 0:
+            with self._lock:
+                self._bulk += amount
+
+    def read(self) -> float:
+        """The total so far."""
+        with self._lock:
+            # Reading takes one from the counter as well; take the readings off again.
+            value: int = self.hit() - self._reads  # type: ignore[operator]
+            self._reads += 1
+            return value + self._bulk
+
+    def forget(self) -> None:
+        """Start again at nothing, with whoever holds ``hit`` none the wiser."""
+        self._lock = threading.Lock()
+        self._reads = self.hit() + 1  # type: ignore[operator]
+        self._bulk = 0
+
+
+class Exemplar(NamedTuple):
+    """One measurement that leads to a trace (OpenMetrics' term)."""
+
+    value: float
+    trace_id: str
+    span_id: str
+    timestamp: float
+
+
+class Distribution(NamedTuple):
+    """What a histogram holds: counts per bucket (not cumulative; the last is +Inf) and the sum."""
+
+    counts: list[int]
+    sum: float
+    exemplars: dict[int, Exemplar]
+
+
+class Histogram:
+    """A distribution of measurements, in the unit of its metric."""
+
+    __slots__ = ("_bounds", "_counts", "_lock", "_pending", "_sum", "exemplars", "observe")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self._pending: list[float] = []
+        self._lock = threading.Lock()
+        self.exemplars: dict[int, Exemplar] = {}
+        self.observe = self._observer()
+
+    def _observer(self) -> Callable[[float], None]:
+        pending = self._pending
+        append = pending.append
+
+        def observe(value: float) -> None:
+            append(value)
+            if len(pending) > PENDING_LIMIT:
+                self._fold_if_free()
+
+        return observe
+
+    def exemplify(self, exemplar: Exemplar) -> None:
+        """Keep ``exemplar`` as the newest of the bucket that its value falls in."""
+        self.exemplars[bisect_left(self._bounds, exemplar.value)] = exemplar
+
+    def read(self) -> Distribution:
+        """Everything observed so far."""
+        with self._lock:
+            self._fold()
+            return Distribution(list(self._counts), self._sum, dict(self.exemplars))
+
+    def forget(self) -> None:
+        """Start again at nothing, with whoever holds ``observe`` none the wiser."""
+        self._lock = threading.Lock()
+        self._pending.clear()
+        self._counts = [0] * len(self._counts)
+        self._sum = 0.0
+        self.exemplars.clear()
+
+    def _fold_if_free(self) -> None:
+        # A collected record may get here from inside a fold of its own thread: never wait.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._fold()
+            finally:
+                self._lock.release()
+
+    def _fold(self) -> None:
+        pending = self._pending
+        # Others only append, and only the holder of the lock deletes: the head is ours.
+        values = pending[:]
+        del pending[: len(values)]
+        for bucket, hits in Counter(map(bisect_left, repeat(self._bounds), values)).items():
+            self._counts[bucket] += hits
+        self._sum = fsum((self._sum, *values))
+
+
+class Stage:
+    """A place in a factory's chart of states: where a record stands.
+
+    Attributes:
+        factory: The factory the chart belongs to.
+        live: The factory's register of open sessions.
+        state: The state.
+        moves: For each other state, the call that counts going there, and the stage there.
+        unused: Where a record that stands here has done nothing yet, the call that counts its
+            going to ``closed``; else None.
+    """
+
+    __slots__ = ("factory", "live", "moves", "state", "unused")
+
+    def __init__(self, factory: FactoryLedger, state: SessionState) -> None:
+        self.factory = factory
+        self.live = factory.live
+        self.state = state
+        self.moves: dict[str, tuple[Callable[[], object], Stage]] = {}
+        self.unused: Callable[[], object] | None = None
+
+
+_LIVE = [state for state in SessionState if state is not SessionState.CLOSED]
+_CREATED = SessionState.CREATED
+_ENDING = (SessionState.CLOSING, SessionState.CLOSED)
+
+
+class FactoryLedger:
+    """The totals of one session factory.
+
+    Its counts of transitions say most of what there is to say: sessions by state, creations by
+    outcome and the transitions themselves are all worked out from them when somebody reads.
+
+    Attributes:
+        name: The value of the attribute ``factory``.
+        live: The sessions open now, in the order of their creation: id -> weak reference.
+        peak: The most that were open at once.
+        seen: Whether it is shown before its first session.
+        stages: The chart, by state.
+        created: The stage a record is born at.
+        worked: The stage of one that is still ``created`` but has run a query or a transaction, so
+            that closing it is a success and not unused.
+    """
+
+    def __init__(self, name: str, ledger: Ledger) -> None:
+        self.name = name
+        self.live: dict[int, weakref.ref[Any]] = {}
+        self.peak = 0
+        self.seen = False
+        self._lock = threading.Lock()
+        self._error_types: set[str] = set()
+        self._failures: dict[str, Tally] = {}
+        self._edges: list[tuple[Stage, SessionState, Tally]] = []
+        self._ledger = ledger
+        self._build_chart()
+        self.queries = ledger.tally(catalog.SESSION_QUERIES, name)
+        self.flushes = ledger.tally(catalog.SESSION_FLUSHES, name)
+        self.optimistic_lock_failures = ledger.tally(catalog.SESSION_OPTIMISTIC_LOCK_FAILURES, name)
+        self.creation_duration = ledger.histogram(catalog.SESSION_CREATION_DURATION, name)
+        self.duration = ledger.histogram(catalog.SESSION_DURATION, name)
+        self.queries_per_session = ledger.histogram(catalog.SESSION_QUERIES_PER_SESSION, name)
+
+    def _build_chart(self) -> None:
+        stages = self.stages = {state: Stage(self, state) for state in SessionState}
+        self.created = stages[_CREATED]
+        self.worked = Stage(self, _CREATED)
+        for origin in (*stages.values(), self.worked):
+            for target, stage in stages.items():
+                if target is not origin.state:
+                    tally = Tally()
+                    origin.moves[target] = (tally.hit, stage)
+                    self._edges.append((origin, target, tally))
+        self.created.unused, _ = self.created.moves[SessionState.CLOSED]
+
+    def raise_peak(self, live: int) -> None:
+        """Note that ``live`` sessions were open at once. Called only when that is more than ever."""
+        with self._lock:
+            self.peak = max(self.peak, live)
+
+    def error_type(self, error: BaseException | str) -> str:
+        """The ``error.type`` that ``error`` is counted under; one of a bounded number."""
+        if not isinstance(error, BaseException):
+            return OTHER
+        name = type(error).__name__
+        if name not in self._error_types:
+            with self._lock:
+                if len(self._error_types) >= MAX_ERROR_TYPES:
+                    return OTHER
+                self._error_types.add(name)
+        return name
+
+    def errors(self, error_type: str) -> Tally:
+        """The count of errors of ``error_type``."""
+        return self._ledger.tally(catalog.SESSION_ERRORS, self.name, error_type)
+
+    def transaction(self, outcome: str) -> Tally:
+        """The count of transactions that ended with ``outcome``."""
+        return self._ledger.tally(catalog.SESSION_TRANSACTIONS, self.name, outcome)
+
+    def transaction_duration(self, outcome: str) -> Histogram:
+        """The durations, in seconds, of transactions that ended with ``outcome``."""
+        return self._ledger.histogram(catalog.SESSION_TRANSACTION_DURATION, self.name, outcome)
+
+    def leaks(self, reason: str) -> Tally:
+        """The count of sessions that leaked for ``reason``."""
+        return self._ledger.tally(catalog.SESSION_LEAKS, self.name, reason)
+
+    def entities(self, operation: str) -> Tally:
+        """The count of ORM objects written by ``operation``."""
+        return self._ledger.tally(catalog.SESSION_ENTITIES, self.name, operation)
+
+    def failure(self, error_type: str) -> Callable[[], object]:
+        """The call that counts going from ``created`` to ``error`` for ``error_type``."""
+        with self._lock:
+            return self._failures.setdefault(error_type, Tally()).hit
+
+    def _read_failures(self) -> dict[str, float]:
+        counts = {error_type: tally.read() for error_type, tally in list(self._failures.items())}
+        # A rate needs a series that was there at 0 before its first failure.
+        return counts or {OTHER: 0.0}
+
+    def readings(self) -> Iterator[tuple[Metric, Labels, float]]:
+        """What the chart and the register of live sessions say, as (metric, labels, value)."""
+        live = len(self.live)
+        failures = self._read_failures()
+        outcomes = {"success": 0.0, "unused": 0.0}
+        transitions: dict[tuple[SessionState, SessionState], float] = {
+            (_CREATED, SessionState.ERROR): sum(failures.values())
+        }
+        for origin, target, tally in self._edges:
+            value = tally.read()
+            edge = (origin.state, target)
+            transitions[edge] = transitions.get(edge, 0) + value
+            if origin.state is _CREATED:
+                unused = origin is self.created and target in _ENDING
+                outcomes["unused" if unused else "success"] += value
+        for outcome, value in outcomes.items():
+            yield catalog.SESSION_CREATIONS, (self.name, outcome, ""), value
+        for error_type, value in failures.items():
+            yield catalog.SESSION_CREATIONS, (self.name, "failure", error_type), value
+        for (origin_state, target), value in transitions.items():
+            if value:
+                labels = (self.name, origin_state.value, target.value)
+                yield catalog.SESSION_TRANSITIONS, labels, value
+        for state, value in _live_by_state(transitions, live).items():
+            yield catalog.SESSIONS, (self.name, state.value), value
+        yield catalog.SESSION_PEAK, (self.name,), self.peak
+        yield catalog.SESSION_OLDEST_AGE, (self.name,), self._oldest_age()
+
+    def _oldest_age(self) -> float:
+        oldest = self.oldest()
+        return 0.0 if oldest is None else float(oldest.get_age_seconds())
+
+    def oldest(self) -> Any | None:
+        """The record that has been open longest, or None."""
+        try:
+            reference = next(iter(self.live.values()))
+        except StopIteration:
+            return None
+        except RuntimeError:  # another thread opened or closed a session between our two steps
+            return self.oldest()
+        return reference()
+
+    def forget(self) -> None:
+        """Start again at nothing, in place: what stands in the ledger belongs to the parent process."""
+        self._lock = threading.Lock()
+        for reference in self.live.values():
+            record = reference()
+            if record is not None:
+                record.detach()
+        self.live.clear()
+        self.peak = 0
+        for tally in (*(tally for *_, tally in self._edges), *self._failures.values()):
+            tally.forget()
+
+
+def _live_by_state(
+    transitions: dict[tuple[SessionState, SessionState], float], live: int
+) -> dict[SessionState, float]:
+    counts = dict.fromkeys(_LIVE, 0.0)
+    for (origin, target), value in transitions.items():
+        if target in counts:
+            counts[target] += value
+        if origin in counts:
+            counts[origin] -= value
+    # Births are not counted: whoever is open and in no other state is still `created`.
+    counts[_CREATED] = live - sum(n for state, n in counts.items() if state is not _CREATED)
+    # A session that moves while we read may be missed in one place: never show less than none.
+    return {state: max(n, 0.0) for state, n in counts.items()}
+
+
+Value = Union[float, Distribution]
+Snapshot = dict[Metric, dict[Labels, Value]]
+
+
+class Ledger:
+    """All factories, and every series that is counted directly."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._series: dict[tuple[Metric, Labels], Tally | Histogram] = {}
+        self._factories: dict[str, FactoryLedger] = {}
+        self._readers: list[Callable[[], Iterable[tuple[Metric, Labels, float]]]] = []
+
+    def factory(self, name: str) -> FactoryLedger:
+        """The totals of the factory called ``name``, made where there are none yet."""
+        found = self._factories.get(name)
+        return found if found is not None else self._new_factory(name)
+
+    def _new_factory(self, name: str) -> FactoryLedger:
+        with self._lock:
+            if name not in self._factories and len(self._factories) >= MAX_FACTORIES:
+                if OTHER not in self._factories:
+                    logger.warning(
+                        "More than %d session factory names: %r and all after it are counted as %r. "
+                        "A factory's name groups its series: give one per sessionmaker, not per "
+                        "request.", MAX_FACTORIES, name, OTHER,
+                    )  # fmt: skip
+                name = OTHER
+            if name not in self._factories:
+                self._factories[name] = FactoryLedger(name, self)
+            return self._factories[name]
+
+    def tally(self, metric: Metric, *labels: str) -> Tally:
+        """The count of one series of ``metric``, made where there is none yet."""
+        found = self._series.get((metric, labels))
+        if not isinstance(found, Tally):
+            with self._lock:
+                found = self._series.setdefault((metric, labels), Tally())
+        return found  # type: ignore[return-value]
+
+    def histogram(self, metric: Metric, *labels: str) -> Histogram:
+        """The distribution of one series of ``metric``, made where there is none yet."""
+        found = self._series.get((metric, labels))
+        if not isinstance(found, Histogram):
+            with self._lock:
+                found = self._series.setdefault((metric, labels), Histogram(metric.buckets))
+        return found  # type: ignore[return-value]
+
+    def read_with(self, reader: Callable[[], Iterable[tuple[Metric, Labels, float]]]) -> None:
+        """Have ``reader`` called at each snapshot for values that are looked up, not counted."""
+        with self._lock:
+            self._readers.append(reader)
+
+    def snapshot(self) -> Snapshot:
+        """Every series with its value now. Costs by the number of series, not of sessions."""
+        snapshot: Snapshot = {metric: {} for metric in catalog.CATALOG}
+        with self._lock:
+            factories = list(self._factories.values())
+            series = list(self._series.items())
+            readers = list(self._readers)
+        # The default factory is always there; it is shown once it has had a session.
+        unseen = {factory.name for factory in factories if not factory.seen and not factory.peak}
+        for (metric, labels), kept in series:
+            if not (labels and labels[0] in unseen and metric.attributes[0] == "factory"):
+                snapshot[metric][labels] = kept.read()
+        seen = [factory.readings for factory in factories if factory.name not in unseen]
+        for reader in (*seen, *readers):
+            for metric, labels, value in reader():
+                snapshot[metric][labels] = value
+        return snapshot
+
+    def forget(self) -> None:
+        """Start again at nothing: called in a child after ``fork``, which must not report its
+        parent's totals a second time. Locks are made anew, as a thread that did not come along may
+        have held them.
+        """
+        self._lock = threading.RLock()
+        for kept in self._series.values():
+            kept.forget()
+        for factory in self._factories.values():
+            factory.forget()
+
+
+LEDGER = Ledger()
+"""The process's own."""
+
+DETACHED = Ledger()
+"""Where copies of records count, for nobody to read."""
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=LEDGER.forget)

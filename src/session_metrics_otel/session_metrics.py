@@ -1,0 +1,561 @@
+"""The canonical records: what one session knows about itself."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
+from operator import attrgetter
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from .catalog import (
+    DEFAULT_FACTORY,
+    GARBAGE_COLLECTED,
+    OTHER,
+    TRANSACTION_OUTCOMES,
+    UNSPECIFIED,
+    WORKING_STATES,
+    SessionState,
+)
+from .ledger import DETACHED, LEDGER
+from .tracing import SpanMirror, current_mirror
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.util.types import AttributeValue
+
+    from .ledger import Histogram
+
+__all__ = [
+    "BaseSessionMetrics",
+    "DatabaseMetrics",
+    "DatabaseSessionMetrics",
+    "SessionMetrics",
+    "SessionState",
+    "create_database_session_metrics",
+]
+
+_CREATED = SessionState.CREATED
+_ACTIVE = SessionState.ACTIVE
+_CLOSED = SessionState.CLOSED
+_ERROR = SessionState.ERROR
+_HOLDING = (SessionState.ACTIVE, SessionState.IDLE, SessionState.ERROR)
+
+# Looked up once: these run for every record.
+_now = datetime.now
+_utc = timezone.utc
+_reference = weakref.ref
+_default = LEDGER.factory(DEFAULT_FACTORY).created
+
+
+def _seconds_since(moment: object) -> float:
+    """Seconds from ``moment`` until now, never negative; 0 where it is no moment in time."""
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment)
+        except ValueError:
+            return 0.0
+    if not isinstance(moment, datetime):
+        return 0.0
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return max((_now(_utc) - moment).total_seconds(), 0.0)
+
+
+def _iso(moment: object) -> str | None:
+    return moment.isoformat() if isinstance(moment, datetime) else moment  # type: ignore[return-value]
+
+
+@dataclass(slots=True)
+class BaseSessionMetrics:
+    """What every kind of session knows: its age, its activity, its errors. Not mirrored.
+
+    Attributes:
+        created_at: When it was created (UTC).
+        last_activity_at: When it last did something (UTC); ``created_at`` at first.
+        error_count: How many errors were recorded.
+        last_error: The text of the last one.
+    """
+
+    created_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    last_activity_at: datetime = None  # type: ignore[assignment]  # filled in at once
+    error_count: int = 0
+    last_error: str | None = None
+
+    def __post_init__(self) -> None:
+        """Let the first activity be the creation."""
+        if self.last_activity_at is None:
+            self.last_activity_at = self.created_at
+
+    def mark_activity(self) -> None:
+        """Note that something was done now."""
+        self.last_activity_at = _now(_utc)
+
+    def record_error(self, error: BaseException | str) -> None:
+        """Count ``error`` and keep its text."""
+        self.error_count += 1
+        self.last_error = _text(error)
+        self.mark_activity()
+
+    def get_age_seconds(self) -> float:
+        """Seconds since ``created_at``."""
+        return _seconds_since(self.created_at)
+
+    def get_inactivity_seconds(self) -> float:
+        """Seconds since ``last_activity_at``."""
+        return _seconds_since(self.last_activity_at)
+
+
+def _text(error: BaseException | str) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an exception's own __str__ may raise; recording it may not
+        return type(error).__name__
+
+
+def _as_state(value: SessionState | str) -> SessionState:
+    try:
+        return SessionState(value)
+    except ValueError:
+        taken = ", ".join(repr(state.value) for state in SessionState)
+        message = f"{value!r} is no session state. Give a SessionState or one of {taken}."
+        raise ValueError(message) from None
+
+
+def _mirrored(stored: str, write: Callable[[Any, Any], None]) -> Any:  # noqa: ANN401 - a field
+    # attrgetter is C: reading a mirrored field costs little more than reading a plain one.
+    return property(attrgetter(stored), write)
+
+
+def _set_state(record: DatabaseSessionMetrics, value: SessionState | str) -> None:
+    target = _as_state(value)
+    if target is _CLOSED:
+        record.close_session()
+    else:
+        record.move(target)
+
+
+def _set_query_count(record: DatabaseSessionMetrics, value: int) -> None:
+    record._stage.factory.queries.add(value - record._queries)
+    record._queries = value
+    record._worked("query_count", value)
+
+
+def _set_transaction_count(record: DatabaseSessionMetrics, value: int) -> None:
+    record._count_transactions(value - record._transactions, UNSPECIFIED)
+
+
+def _set_error_count(record: DatabaseSessionMetrics, value: int) -> None:
+    record._stage.factory.errors(OTHER).add(value - record._errors)
+    record._errors = value
+    record._changed("error_count", value)
+
+
+@dataclass(init=False)
+class DatabaseSessionMetrics(BaseSessionMetrics):
+    """What one database session knows about itself, mirrored into metrics and spans.
+
+    Constructing one counts a session; copying, pickling, comparing and ``dataclasses.asdict`` do
+    not, and a copy is never counted. Assigning ``state``, ``query_count``, ``transaction_count`` or
+    ``error_count`` counts as the methods do; a counter that is assigned less than it was keeps its
+    series where it stood. Counts given to the constructor were counted by whoever gives them.
+
+    A record is changed by one thread at a time, as its session is.
+
+    Attributes:
+        session_id: The session's id.
+        request_id: The id of the request it serves.
+        user_id: The id of the user it serves.
+        state: What it is doing.
+        query_count: Statements sent, failed ones too.
+        transaction_count: Transactions ended.
+        error_count: Errors recorded.
+        total_time_ms: Milliseconds from creation to close; 0 before.
+        closed_at: When it was closed (UTC); None before.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_errors",
+        "_mirror",
+        "_queries",
+        "_stage",
+        "_started",
+        "_transactions",
+        "closed_at",
+        "context",
+        "request_id",
+        "route",
+        "session_id",
+        "total_time_ms",
+        "transaction_began",
+        "user_id",
+    )
+
+    session_id: str
+    request_id: str
+    user_id: str
+    state: SessionState = _mirrored("_stage.state", _set_state)
+    query_count: int = _mirrored("_queries", _set_query_count)
+    transaction_count: int = _mirrored("_transactions", _set_transaction_count)
+    error_count: int = _mirrored("_errors", _set_error_count)
+    total_time_ms: float
+    closed_at: datetime | None
+
+    def __init__(  # noqa: PLR0913, PLR0917 - a dataclass's own constructor
+        self,
+        session_id: str = "",
+        request_id: str = "",
+        user_id: str = "",
+        created_at: datetime | None = None,
+        last_activity_at: datetime | None = None,
+        error_count: int = 0,
+        last_error: str | None = None,
+        state: SessionState | str = _CREATED,
+        query_count: int = 0,
+        transaction_count: int = 0,
+        total_time_ms: float = 0.0,
+        closed_at: datetime | None = None,
+        *,
+        factory: str = DEFAULT_FACTORY,
+    ) -> None:
+        """Count a session of ``factory``, the group its series are counted under.
+
+        Raises:
+            ValueError: ``state`` is no session state.
+        """
+        if created_at is None:
+            created_at = _now(_utc)
+        self.session_id = session_id
+        self.request_id = request_id
+        self.user_id = user_id
+        self.created_at = created_at
+        self.last_activity_at = created_at if last_activity_at is None else last_activity_at
+        self._errors = error_count
+        self.last_error = last_error
+        self._queries = query_count
+        self._transactions = transaction_count
+        self.total_time_ms = total_time_ms
+        self.closed_at = closed_at
+        self._started: float | None = None
+        self._mirror: SpanMirror | Callable[[], SpanMirror | None] | None = current_mirror
+        self._stage = stage = _default if factory is DEFAULT_FACTORY else LEDGER.factory(factory).created
+        live = stage.live
+        live[id(self)] = _reference(self)
+        if len(live) > stage.factory.peak:
+            stage.factory.raise_peak(len(live))
+        if state is not _CREATED:
+            self._begin_at(state)
+
+    def __del__(self) -> None:
+        """Leave the live gauges where nobody closed the record."""
+        try:
+            stage = self._stage
+            unused = stage.unused
+            if unused is not None:  # the common end of a record kept by hand; as `move` counts it
+                unused()
+                del stage.live[id(self)]
+            elif stage.state is not _CLOSED:
+                self._collected()
+        except (AttributeError, KeyError):
+            pass  # the constructor refused its arguments, or this is a copy: no session
+
+    # What callers do.
+
+    def increment_query_count(self, n: int = 1) -> None:
+        """Count ``n`` statements sent."""
+        self.query_count += n
+
+    def increment_transaction_count(self, n: int = 1, outcome: str | None = None) -> None:
+        """Count ``n`` transactions that ended with ``outcome``.
+
+        Args:
+            n: How many.
+            outcome: ``committed``, ``rolled_back`` or ``closed``; None where it is not known.
+
+        Raises:
+            ValueError: ``outcome`` is none of these.
+        """
+        if outcome is None:
+            outcome = UNSPECIFIED
+        elif outcome not in TRANSACTION_OUTCOMES:
+            message = (
+                f"{outcome!r} is no transaction outcome. Give one of "
+                f"{', '.join(map(repr, TRANSACTION_OUTCOMES))}, or leave it out."
+            )
+            raise ValueError(message)
+        self._count_transactions(n, outcome)
+
+    def record_error(self, error: BaseException | str) -> None:
+        """Count ``error``, keep its text, and go to the state ``error`` unless already closed.
+
+        Its ``error.type`` is the exception's class; an error given as text has none of its own.
+        """
+        factory = self._stage.factory
+        error_type = factory.error_type(error)
+        factory.errors(error_type).hit()
+        self._errors += 1
+        self.last_error = _text(error)
+        self._changed("error_count", self._errors)
+        mirror = self._span_mirror()
+        if mirror is not None:
+            mirror.erred(error)
+        if self._stage.state is not _CLOSED:
+            self.move(_ERROR, error_type)
+
+    def close_session(self, total_time_ms: float | None = None) -> None:
+        """Close the record. Closing a closed one changes nothing.
+
+        Args:
+            total_time_ms: How long the session was open, in milliseconds; worked out where None.
+        """
+        stage = self._stage
+        if stage.state is _CLOSED:
+            return
+        if total_time_ms is None:
+            total_time_ms = self.get_age_seconds() * 1000
+        self.total_time_ms = total_time_ms
+        self.closed_at = self.last_activity_at = _now(_utc)
+        factory = stage.factory
+        self.observe(factory.duration, total_time_ms / 1000)
+        self.observe(factory.queries_per_session, self._queries)
+        self.move(_CLOSED)
+        mirror = self._span_mirror()
+        if mirror is not None:
+            mirror.ended(self.span_attributes())
+
+    def close(self) -> None:
+        """Close the record (the older name of ``close_session``)."""
+        self.close_session()
+
+    def get_age_seconds(self) -> float:
+        """Seconds since the session was created; by the monotonic clock where a hook made it."""
+        if self._started is not None:
+            return perf_counter() - self._started
+        return _seconds_since(self.created_at)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything there is to know, ready for JSON: times in ISO 8601 form."""
+        return {
+            "session_id": self.session_id,
+            "request_id": self.request_id,
+            "user_id": self.user_id,
+            "state": self.state.value,
+            "created_at": _iso(self.created_at),
+            "last_activity_at": _iso(self.last_activity_at),
+            "closed_at": _iso(self.closed_at),
+            "query_count": self.query_count,
+            "transaction_count": self.transaction_count,
+            "error_count": self.error_count,
+            "last_error": self.last_error,
+            "total_time_ms": self.total_time_ms,
+            "age_seconds": self.get_age_seconds(),
+            "inactivity_seconds": self.get_inactivity_seconds(),
+        }
+
+    @property
+    def factory(self) -> str:
+        """The name of the group that its series are counted under."""
+        return self._stage.factory.name
+
+    @property
+    def last_activity(self) -> datetime:
+        """``last_activity_at``, as older callers know it."""
+        return self.last_activity_at
+
+    @property
+    def operations_count(self) -> int:
+        """``query_count``, as older callers know it."""
+        return self.query_count
+
+    @property
+    def errors(self) -> int:
+        """``error_count``, as older callers know it."""
+        return self.error_count
+
+    # What the hooks do. They run for every session and every statement.
+
+    def hooked(self, started: float, route: str, context: Context) -> None:
+        """Say that a hook keeps this record: it goes by the monotonic clock, and has no span yet.
+
+        Args:
+            started: ``time.perf_counter()`` at the session's creation.
+            route: The route of the request it serves, or "".
+            context: The OpenTelemetry context it was created in.
+        """
+        self._started = started
+        self._mirror = None
+        self.route = route
+        self.context = context
+        self.transaction_began: float | None = None
+
+    def mirror_on(self, mirror: SpanMirror | None) -> None:
+        """Mirror onto this span from here on."""
+        self._mirror = mirror
+
+    def flushed(self, *, inserted: int, updated: int, deleted: int) -> None:
+        """Count one flush and the ORM objects it wrote."""
+        factory = self._stage.factory
+        factory.flushes.hit()
+        for operation, n in (("insert", inserted), ("update", updated), ("delete", deleted)):
+            if n:
+                factory.entities(operation).add(n)
+
+    def lost_optimistic_lock(self, error: BaseException) -> None:
+        """Count a flush that was refused because a row had been changed by someone else."""
+        self._stage.factory.optimistic_lock_failures.hit()
+        self.record_error(error)
+
+    def move(self, target: SessionState, error_type: str = OTHER) -> None:
+        """Go to the state ``target`` and count it; staying where one is counts nothing."""
+        stage = self._stage
+        origin = stage.state
+        if origin is target:
+            return
+        hit, self._stage = stage.moves[target]
+        if origin is _CREATED:
+            if target is _ERROR:
+                hit = stage.factory.failure(error_type)
+            elif target in WORKING_STATES:
+                self.observe(stage.factory.creation_duration, self.get_age_seconds())
+        hit()
+        if target is _CLOSED:
+            stage.live.pop(id(self), None)
+        elif origin is _CLOSED:
+            stage.live[id(self)] = _reference(self)
+        mirror = self._span_mirror()
+        if mirror is not None:
+            mirror.moved(origin, target, self.span_attributes)
+
+    def sent_query(self) -> None:
+        """Count one statement; after a commit, a rollback, an error or idleness it is active again."""
+        self._queries += 1
+        self.last_activity_at = _now(_utc)
+        stage = self._stage
+        stage.factory.queries.hit()
+        if stage.state is not _ACTIVE:
+            self.move(_ACTIVE)
+
+    def ended_transaction(self, outcome: str, seconds: float) -> None:
+        """Count one transaction that ended with ``outcome`` after ``seconds``."""
+        factory = self._stage.factory
+        factory.transaction(outcome).hit()
+        self._transactions += 1
+        self.last_activity_at = _now(_utc)
+        self.observe(factory.transaction_duration(outcome), seconds)
+
+    def observe(self, histogram: Histogram, value: float) -> None:
+        """Add a measurement, with an exemplar where the session's span is sampled."""
+        histogram.observe(value)
+        mirror = self._span_mirror()
+        if mirror is not None:
+            exemplar = mirror.exemplar(value)
+            if exemplar is not None:
+                histogram.exemplify(exemplar)
+
+    def span_attributes(self) -> dict[str, AttributeValue]:
+        """The record as span attributes, ``sqlalchemy.session.<field>``."""
+        attributes: dict[str, AttributeValue] = {
+            "sqlalchemy.session.id": self.session_id,
+            "sqlalchemy.session.factory": self.factory,
+            "sqlalchemy.session.state": self.state.value,
+            "sqlalchemy.session.query_count": self._queries,
+            "sqlalchemy.session.transaction_count": self._transactions,
+            "sqlalchemy.session.error_count": self._errors,
+            "sqlalchemy.session.total_time_ms": self.total_time_ms,
+        }
+        if self.request_id:
+            attributes["sqlalchemy.session.request_id"] = self.request_id
+        if self.last_error is not None:
+            attributes["sqlalchemy.session.last_error"] = self.last_error
+        return attributes
+
+    def detach(self) -> None:
+        """Count nothing from here on: a copy, or a record that a fork carried into the child."""
+        stage = self._stage
+        self._stage = DETACHED.factory(stage.factory.name).stages[stage.state]
+        self._mirror = None
+
+    def _begin_at(self, state: SessionState | str) -> None:
+        try:
+            self.state = state  # type: ignore[assignment]  # the setter takes its text too
+        except ValueError:
+            self._stage.live.pop(id(self), None)
+            self.detach()
+            raise
+
+    def _count_transactions(self, n: int, outcome: str) -> None:
+        self._stage.factory.transaction(outcome).add(n)
+        self._transactions += n
+        self._worked("transaction_count", self._transactions)
+
+    def _worked(self, name: str, value: int) -> None:
+        stage = self._stage
+        if stage.unused is not None and value > 0:
+            self._stage = stage.factory.worked
+        self._changed(name, value)
+
+    def _changed(self, name: str, value: int) -> None:
+        self.last_activity_at = _now(_utc)
+        mirror = self._span_mirror()
+        if mirror is not None:
+            mirror.counted(name, value)
+
+    def _span_mirror(self) -> SpanMirror | None:
+        mirror = self._mirror
+        # A record kept by hand mirrors onto whatever span is current when it changes.
+        return current_mirror() if mirror is current_mirror else mirror  # type: ignore[return-value]
+
+    def _collected(self) -> None:
+        stage = self._stage
+        factory = stage.factory
+        if stage.state in _HOLDING:
+            factory.leaks(GARBAGE_COLLECTED).hit()
+        self.move(_CLOSED)
+        mirror = self._mirror
+        if isinstance(mirror, SpanMirror):
+            mirror.ended(self.span_attributes() | {"sqlalchemy.session.leak": GARBAGE_COLLECTED})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by value: the copy is detached."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return _detached_copy, (type(self), self.factory, values, getattr(self, "__dict__", {}))
+
+
+def _detached_copy(
+    kind: type[DatabaseSessionMetrics],
+    factory: str,
+    values: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> DatabaseSessionMetrics:
+    record = kind.__new__(kind)
+    mirrored = {name: values[name] for name in ("state", "query_count", "transaction_count")}
+    record._stage = DETACHED.factory(factory).stages[mirrored["state"]]
+    record._queries = values["query_count"]
+    record._transactions = values["transaction_count"]
+    record._errors = values["error_count"]
+    record._started = None
+    record._mirror = None
+    for name, value in {**values, **extra}.items():
+        if name not in _MIRRORED:
+            setattr(record, name, value)
+    return record
+
+
+_MIRRORED = frozenset({"state", "query_count", "transaction_count", "error_count"})
+
+SessionMetrics = DatabaseSessionMetrics
+DatabaseMetrics = DatabaseSessionMetrics
+
+
+def create_database_session_metrics(
+    session_id: str = "",
+    request_id: str = "",
+    user_id: str = "",
+    **fields: Any,  # noqa: ANN401 - whatever the constructor takes
+) -> DatabaseSessionMetrics:
+    """Make a record, and count a session; arguments as ``DatabaseSessionMetrics`` takes them."""
+    return DatabaseSessionMetrics(session_id, request_id, user_id, **fields)

@@ -1,0 +1,97 @@
+"""Record -> span: attributes, events, status. Through the OpenTelemetry API alone."""
+
+from __future__ import annotations
+
+from time import time
+from typing import TYPE_CHECKING
+
+from opentelemetry import trace
+from opentelemetry.trace import Status, StatusCode
+
+from .faults import caught
+from .ledger import Exemplar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.trace import Span
+    from opentelemetry.util.types import AttributeValue
+
+    from .catalog import SessionState
+
+PREFIX = "sqlalchemy.session."
+STATE_EVENT = "sqlalchemy.session.state"
+
+
+class SpanMirror:
+    """Mirrors one record onto one span.
+
+    Attributes:
+        span: The span.
+        owned: Whether the span is the session's own. Then its attributes are written once, at its
+            end; on a span of the caller's, which may end at any time, with each change.
+    """
+
+    __slots__ = ("owned", "span")
+
+    def __init__(self, span: Span, *, owned: bool) -> None:
+        self.span = span
+        self.owned = owned
+
+    def moved(
+        self,
+        origin: SessionState,
+        target: SessionState,
+        fields: Callable[[], Mapping[str, AttributeValue]],
+    ) -> None:
+        """Add the event of a state transition."""
+        try:
+            self.span.add_event(STATE_EVENT, {"from": origin.value, "to": target.value})
+            if not self.owned:
+                self.span.set_attributes(fields())
+        except Exception as fault:  # noqa: BLE001 - whatever an SDK raises stays with telemetry
+            caught("tracing", fault)
+
+    def erred(self, error: BaseException | str) -> None:
+        """Record an error: the exception as the convention's event, and the span's status."""
+        try:
+            if isinstance(error, BaseException):
+                self.span.record_exception(error)
+            self.span.set_status(Status(StatusCode.ERROR, str(error)))
+        except Exception as fault:  # noqa: BLE001
+            caught("tracing", fault)
+
+    def counted(self, field: str, value: AttributeValue) -> None:
+        """Take note of a field's new value."""
+        if not self.owned:
+            try:
+                self.span.set_attribute(PREFIX + field, value)
+            except Exception as fault:  # noqa: BLE001
+                caught("tracing", fault)
+
+    def ended(self, fields: Mapping[str, AttributeValue]) -> None:
+        """Write what the record says at its end, and end the span where it is the session's own."""
+        try:
+            self.span.set_attributes(fields)
+            if self.owned:
+                self.span.end()
+        except Exception as fault:  # noqa: BLE001
+            caught("tracing", fault)
+
+    def exemplar(self, value: float) -> Exemplar | None:
+        """``value`` with the way to this trace, where the span is sampled."""
+        context = self.span.get_span_context()
+        if not context.trace_flags.sampled:
+            return None
+        return Exemplar(
+            value,
+            trace.format_trace_id(context.trace_id),
+            trace.format_span_id(context.span_id),
+            time(),
+        )
+
+
+def current_mirror() -> SpanMirror | None:
+    """A mirror onto the span that is current now, or None where none is recording."""
+    span = trace.get_current_span()
+    return SpanMirror(span, owned=False) if span.is_recording() else None
