@@ -7,21 +7,29 @@ from .binding import bind
 from .instrument import instrument, metrics_for, uninstrument
 from .session_metrics import (
     BaseSessionMetrics,
+    ConnectionPoolMetrics,
     DatabaseMetrics,
     DatabaseSessionMetrics,
     SessionMetrics,
     SessionState,
+    SystemMetrics,
+    SystemSessionMetrics,
     create_database_session_metrics,
+    create_system_session_metrics,
 )
 
 __all__ = [
     "BaseSessionMetrics",
+    "ConnectionPoolMetrics",
     "DatabaseMetrics",
     "DatabaseSessionMetrics",
     "SessionMetrics",
     "SessionState",
+    "SystemMetrics",
+    "SystemSessionMetrics",
     "bind",
     "create_database_session_metrics",
+    "create_system_session_metrics",
     "instrument",
     "metrics_for",
     "uninstrument",

@@ -216,6 +216,48 @@ SESSION_OPTIMISTIC_LOCK_FAILURES = Metric(
     ("factory",),
     "Flushes refused because a row had been changed by someone else (StaleDataError).",
 )
+APPLICATION_SESSIONS = Metric(
+    "application.sessions",
+    Kind.UP_DOWN_COUNTER,
+    "{session}",
+    ("name",),
+    "User sessions of the application that are active now, as it says itself.",
+)
+APPLICATION_SESSION_CREATED = Metric(
+    "application.session.created",
+    Kind.COUNTER,
+    "{session}",
+    ("name",),
+    "User sessions created.",
+)
+APPLICATION_SESSION_REUSED = Metric(
+    "application.session.reused",
+    Kind.COUNTER,
+    "{session}",
+    ("name",),
+    "User sessions found again and reused.",
+)
+APPLICATION_SESSION_EXPIRED = Metric(
+    "application.session.expired",
+    Kind.COUNTER,
+    "{session}",
+    ("name",),
+    "User sessions that expired and were cleaned up.",
+)
+APPLICATION_SESSION_DURATION_MEAN = Metric(
+    "application.session.duration.mean",
+    Kind.GAUGE,
+    "s",
+    ("name",),
+    "Mean duration of a user session, as the application says itself.",
+)
+APPLICATION_SESSION_MEMORY_USAGE = Metric(
+    "application.session.memory.usage",
+    Kind.GAUGE,
+    "By",
+    ("name",),
+    "Memory that user sessions take, as the application says itself.",
+)
 TELEMETRY_FAULTS = Metric(
     "sqlalchemy.session.telemetry.faults",
     Kind.COUNTER,

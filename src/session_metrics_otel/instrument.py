@@ -9,7 +9,12 @@ from weakref import WeakSet
 
 from opentelemetry import trace
 from sqlalchemy import Dialect, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from .catalog import DEFAULT_FACTORY

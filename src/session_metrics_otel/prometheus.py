@@ -56,9 +56,7 @@ def _family(metric: catalog.Metric) -> Metric:
 
 def _add(family: Metric, metric: catalog.Metric, values: Labels, value: Value) -> None:
     labels = {
-        label_name(name): text
-        for name, text in zip(metric.attributes, values, strict=True)
-        if text
+        label_name(name): text for name, text in zip(metric.attributes, values, strict=True) if text
     }
     if isinstance(value, Distribution):
         _add_distribution(family, metric, labels, value)

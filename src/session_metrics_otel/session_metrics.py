@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from .application_sessions import (
+    ConnectionPoolMetrics,
+    SystemMetrics,
+    SystemSessionMetrics,
+    create_system_session_metrics,
+)
+from .base import BaseSessionMetrics, iso, seconds_since, text_of
 from .catalog import (
     DEFAULT_FACTORY,
     GARBAGE_COLLECTED,
@@ -31,11 +38,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BaseSessionMetrics",
+    "ConnectionPoolMetrics",
     "DatabaseMetrics",
     "DatabaseSessionMetrics",
     "SessionMetrics",
     "SessionState",
+    "SystemMetrics",
+    "SystemSessionMetrics",
     "create_database_session_metrics",
+    "create_system_session_metrics",
 ]
 
 _CREATED = SessionState.CREATED
@@ -49,71 +60,6 @@ _now = datetime.now
 _utc = timezone.utc
 _reference = weakref.ref
 _default = LEDGER.factory(DEFAULT_FACTORY).created
-
-
-def _seconds_since(moment: object) -> float:
-    """Seconds from ``moment`` until now, never negative; 0 where it is no moment in time."""
-    if isinstance(moment, str):
-        try:
-            moment = datetime.fromisoformat(moment)
-        except ValueError:
-            return 0.0
-    if not isinstance(moment, datetime):
-        return 0.0
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return max((_now(_utc) - moment).total_seconds(), 0.0)
-
-
-def _iso(moment: object) -> str | None:
-    return moment.isoformat() if isinstance(moment, datetime) else moment  # type: ignore[return-value]
-
-
-@dataclass(slots=True)
-class BaseSessionMetrics:
-    """What every kind of session knows: its age, its activity, its errors. Not mirrored.
-
-    Attributes:
-        created_at: When it was created (UTC).
-        last_activity_at: When it last did something (UTC); ``created_at`` at first.
-        error_count: How many errors were recorded.
-        last_error: The text of the last one.
-    """
-
-    created_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
-    last_activity_at: datetime = None  # type: ignore[assignment]  # filled in at once
-    error_count: int = 0
-    last_error: str | None = None
-
-    def __post_init__(self) -> None:
-        """Let the first activity be the creation."""
-        if self.last_activity_at is None:
-            self.last_activity_at = self.created_at
-
-    def mark_activity(self) -> None:
-        """Note that something was done now."""
-        self.last_activity_at = _now(_utc)
-
-    def record_error(self, error: BaseException | str) -> None:
-        """Count ``error`` and keep its text."""
-        self.error_count += 1
-        self.last_error = _text(error)
-        self.mark_activity()
-
-    def get_age_seconds(self) -> float:
-        """Seconds since ``created_at``."""
-        return _seconds_since(self.created_at)
-
-    def get_inactivity_seconds(self) -> float:
-        """Seconds since ``last_activity_at``."""
-        return _seconds_since(self.last_activity_at)
-
-
-def _text(error: BaseException | str) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - an exception's own __str__ may raise; recording it may not
-        return type(error).__name__
 
 
 def _as_state(value: SessionState | str) -> SessionState:
@@ -242,7 +188,9 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         self.closed_at = closed_at
         self._started: float | None = None
         self._mirror: SpanMirror | Callable[[], SpanMirror | None] | None = current_mirror
-        self._stage = stage = _default if factory is DEFAULT_FACTORY else LEDGER.factory(factory).created
+        self._stage = stage = (
+            _default if factory is DEFAULT_FACTORY else LEDGER.factory(factory).created
+        )
         live = stage.live
         live[id(self)] = _reference(self)
         if len(live) > stage.factory.peak:
@@ -298,7 +246,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         error_type = factory.error_type(error)
         factory.errors(error_type).hit()
         self._errors += 1
-        self.last_error = _text(error)
+        self.last_error = text_of(error)
         self._changed("error_count", self._errors)
         mirror = self._span_mirror()
         if mirror is not None:
@@ -335,7 +283,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         """Seconds since the session was created; by the monotonic clock where a hook made it."""
         if self._started is not None:
             return perf_counter() - self._started
-        return _seconds_since(self.created_at)
+        return seconds_since(self.created_at)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything there is to know, ready for JSON: times in ISO 8601 form."""
@@ -344,9 +292,9 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
             "request_id": self.request_id,
             "user_id": self.user_id,
             "state": self.state.value,
-            "created_at": _iso(self.created_at),
-            "last_activity_at": _iso(self.last_activity_at),
-            "closed_at": _iso(self.closed_at),
+            "created_at": iso(self.created_at),
+            "last_activity_at": iso(self.last_activity_at),
+            "closed_at": iso(self.closed_at),
             "query_count": self.query_count,
             "transaction_count": self.transaction_count,
             "error_count": self.error_count,

@@ -1,0 +1,42 @@
+# Every target does its own set-up. They need Python 3.10 or newer, make and git, and nothing else.
+PYTHON ?= python3
+ARGS ?=
+SHELL := /bin/bash
+
+DEV := .venv/bin
+DEMO := .venv-demo/bin
+
+.PHONY: help demo test check servers matrix constraints clean
+
+help:  ## Say what the targets do
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+demo: .venv-demo/ready  ## A working application with live /metrics; ARGS="--seconds 30"
+	@$(DEMO)/python -m session_metrics_otel demo $(ARGS)
+
+test: .venv/ready  ## All tests that need no server
+	$(DEV)/python -m pytest tests --ignore=tests/servers $(ARGS)
+
+check: .venv/ready  ## Style, types, the direction of imports
+	$(DEV)/ruff check .
+	$(DEV)/ruff format --check .
+	$(DEV)/mypy
+	$(DEV)/lint-imports
+
+servers: .venv/ready  ## Tests against a real Prometheus and a real Jaeger
+	$(DEV)/python -m pytest tests/servers $(ARGS)
+
+matrix:  ## Tests on Python 3.10-3.13 x SQLAlchemy 2.0 and 2.1, and on the oldest versions supported
+	@$(PYTHON) scripts/matrix.py $(ARGS)
+
+constraints:  ## Write constraints.txt anew from the newest releases
+	@$(PYTHON) scripts/constraints.py
+
+clean:  ## Remove what the targets made
+	rm -rf .venv .venv-demo .matrix .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/ready: pyproject.toml constraints.txt scripts/make_venv.py
+	@$(PYTHON) scripts/make_venv.py .venv --group dev
+
+.venv-demo/ready: pyproject.toml constraints.txt scripts/make_venv.py
+	@$(PYTHON) scripts/make_venv.py .venv-demo --extra otlp

@@ -1,0 +1,49 @@
+"""The demo as a user runs it: a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from servers.processes import running, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Demo:
+    service: str
+    metrics: str
+    _truth: Path
+
+    def truth(self) -> dict[str, int]:
+        """What the service's own books say, once its traffic has come to an end."""
+        counts: dict[str, int] = wait_for(
+            lambda: json.loads(self._truth.read_text()), bool, "the demo's traffic to end"
+        )
+        return counts
+
+
+@contextmanager
+def demo_running(
+    folder: Path, *, requests: int, environment: dict[str, str] | None = None
+) -> Iterator[Demo]:
+    """The demo on free ports, with its traffic ending after ``requests``."""
+    truth = folder / "truth.json"
+    command = [sys.executable, "-u", "-m", "session_metrics_otel", "demo"]
+    command += ["--port", "0", "--metrics-port", "0", "--rate", "60", "--seed", "7"]
+    command += ["--requests", str(requests), "--truth", str(truth)]
+    log = folder / "demo.log"
+    with running(command, log, environment):
+        found = wait_for(
+            lambda: re.findall(r"http://(127[\d.:]+)/(?:orders|metrics)", log.read_text()),
+            lambda addresses: len(addresses) == 2,
+            "the demo to print its addresses",
+        )
+        yield Demo(*found, truth)

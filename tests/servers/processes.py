@@ -1,0 +1,78 @@
+"""Server processes of a test: on free ports of the loopback, and stopped by the id they started with."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+HOST = "127.0.0.1"
+PATIENCE = 30  # seconds that a server may take to do what a test waits for
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def needs(what: str, path: Path | str | None) -> str:
+    """``path`` where it is there; skips the test where it is not, and fails it in CI."""
+    if path is not None and os.access(path, os.X_OK):
+        return str(path)
+    message = f"{what} is not on this machine: tests/servers/install puts it there"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@contextmanager
+def running(
+    command: list[str], log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def get_json(address: str) -> Any:
+    with urllib.request.urlopen(address, timeout=10) as response:
+        return json.load(response)
+
+
+def wait_for(ask: Callable[[], Any], holds: Callable[[Any], bool], what: str) -> Any:
+    """Ask until the answer holds; an answer that cannot be had yet does not."""
+    ends = time.monotonic() + PATIENCE
+    answer: Any = None
+    while time.monotonic() < ends:
+        try:
+            answer = ask()
+        except OSError as refusal:
+            answer = refusal
+        else:
+            if holds(answer):
+                return answer
+        time.sleep(0.2)
+    pytest.fail(f"waited {PATIENCE} s for {what}; the last answer was {answer!r}")
