@@ -462,8 +462,10 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         factory = stage.factory
         if stage.state in _HOLDING:
             factory.leaks(GARBAGE_COLLECTED).hit()
-        self.move(_CLOSED)
         mirror = self._mirror
+        if mirror is current_mirror:
+            self._mirror = mirror = None  # what is current when it is collected is anybody's span
+        self.move(_CLOSED)
         if isinstance(mirror, SpanMirror):
             mirror.ended(self.span_attributes() | {"sqlalchemy.session.leak": GARBAGE_COLLECTED})
 

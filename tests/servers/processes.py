@@ -1,4 +1,4 @@
-"""Server processes of a test: on free ports of the loopback, and stopped by the id they started with."""
+"""Server processes of a test: on free ports of the loopback, stopped by the id they began with."""
 
 from __future__ import annotations
 
@@ -62,9 +62,11 @@ def get_json(address: str) -> Any:
         return json.load(response)
 
 
-def wait_for(ask: Callable[[], Any], holds: Callable[[Any], bool], what: str) -> Any:
+def wait_for(
+    ask: Callable[[], Any], holds: Callable[[Any], bool], what: str, timeout: float = PATIENCE
+) -> Any:
     """Ask until the answer holds; an answer that cannot be had yet does not."""
-    ends = time.monotonic() + PATIENCE
+    ends = time.monotonic() + timeout
     answer: Any = None
     while time.monotonic() < ends:
         try:
@@ -75,4 +77,18 @@ def wait_for(ask: Callable[[], Any], holds: Callable[[Any], bool], what: str) ->
             if holds(answer):
                 return answer
         time.sleep(0.2)
-    pytest.fail(f"waited {PATIENCE} s for {what}; the last answer was {answer!r}")
+    pytest.fail(f"waited {timeout} s for {what}; the last answer was {answer!r}")
+
+
+def wait_until_ready(
+    process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool], what: str
+) -> None:
+    """Wait for a server just started; one that ends instead fails the test with what it said."""
+
+    def ended_or_ready() -> bool:
+        return process.poll() is not None or ready()
+
+    wait_for(ended_or_ready, bool, f"{what} to be ready")
+    if process.poll() is not None:
+        said = log.read_text(errors="replace")[-2000:]
+        pytest.fail(f"{what} ended with {process.returncode} instead of starting:\n{said}")

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from servers.processes import HOST, free_port, get_json, needs, running, wait_for
+from servers.processes import (
+    HOST,
+    PATIENCE,
+    free_port,
+    get_json,
+    needs,
+    running,
+    wait_for,
+    wait_until_ready,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 
@@ -20,8 +30,14 @@ if TYPE_CHECKING:
 class Prometheus:
     address: str
 
-    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        answer = get_json(f"{self.address}/api/v1/query?{urlencode({'query': expression})}")
+    def query(
+        self, expression: str, time: float | None = None
+    ) -> list[tuple[dict[str, str], float]]:
+        """The instant vector that ``expression`` is at ``time`` (Unix seconds; None for now)."""
+        asked = {"query": expression}
+        if time is not None:
+            asked["time"] = str(time)
+        answer = get_json(f"{self.address}/api/v1/query?{urlencode(asked)}")
         return [(row["metric"], float(row["value"][1])) for row in answer["data"]["result"]]
 
     def value(self, expression: str) -> float | None:
@@ -35,22 +51,70 @@ class Prometheus:
         data: list[Any] = get_json(f"{self.address}/api/v1/query_exemplars?{asked}")["data"]
         return data
 
-    def wait_for(self, expression: str, holds: Callable[[float | None], bool]) -> float:
-        answer: float = wait_for(lambda: self.value(expression), holds, expression)
+    def rules(self) -> list[dict[str, Any]]:
+        """Every rule loaded, with its health and last error, in the order of its files."""
+        groups = get_json(f"{self.address}/api/v1/rules")["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """The alerts that are pending or firing."""
+        alerts: list[dict[str, Any]] = get_json(f"{self.address}/api/v1/alerts")["data"]["alerts"]
+        return alerts
+
+    def wait_for(
+        self,
+        expression: str,
+        holds: Callable[[float | None], bool],
+        timeout: float = PATIENCE,
+    ) -> float:
+        answer: float = wait_for(lambda: self.value(expression), holds, expression, timeout)
         return answer
 
 
+@dataclass(frozen=True)
+class Promtool:
+    path: str
+
+    def __call__(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        """Run ``promtool`` with ``given`` on its standard input."""
+        return subprocess.run(
+            [self.path, *arguments],
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+
+
+def installed_promtool() -> Promtool:
+    return Promtool(needs("promtool", shutil.which("promtool")))
+
+
 @contextmanager
-def prometheus_scraping(targets: dict[str, str], folder: Path) -> Iterator[Prometheus]:
-    """Prometheus scraping ``targets``: job name -> host:port, once a second."""
+def prometheus_scraping(
+    targets: Mapping[str, str | Sequence[str]], folder: Path, *, rule_files: Sequence[Path] = ()
+) -> Iterator[Prometheus]:
+    """Prometheus scraping ``targets``: job name -> host:port, or several, once a second."""
     server = needs("Prometheus", shutil.which("prometheus"))
     jobs = [
-        {"job_name": job, "static_configs": [{"targets": [target]}]}
-        for job, target in targets.items()
+        {
+            "job_name": job,
+            "static_configs": [{"targets": [given] if isinstance(given, str) else list(given)}],
+        }
+        for job, given in targets.items()
     ]
     config = folder / "prometheus.yml"
     # JSON is YAML.
-    config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
+    config.write_text(
+        json.dumps(
+            {
+                "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+                "rule_files": [str(path.resolve()) for path in rule_files],
+                "scrape_configs": jobs,
+            }
+        )
+    )
     port = free_port()
     command = [
         server,
@@ -60,8 +124,9 @@ def prometheus_scraping(targets: dict[str, str], folder: Path) -> Iterator[Prome
         "--enable-feature=exemplar-storage",
         "--log.level=warn",
     ]
-    with running(command, folder / "prometheus.log"):
+    log = folder / "prometheus.log"
+    with running(command, log) as process:
         address = f"http://{HOST}:{port}"
         prometheus = Prometheus(address)
-        wait_for(lambda: prometheus.query("vector(1)"), bool, "Prometheus to be ready")
+        wait_until_ready(process, log, lambda: bool(prometheus.query("vector(1)")), "Prometheus")
         yield prometheus

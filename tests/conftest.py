@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy import create_engine
+from sqlalchemy.pool import StaticPool
+
+from session_metrics_otel import faults
+from session_metrics_otel.catalog import DEFAULT_FACTORY
+from session_metrics_otel.ledger import LEDGER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+
+@pytest.fixture(autouse=True)
+def _fresh_ledger() -> Iterator[None]:
+    """Each test begins with nothing counted."""
+    yield
+    gc.collect()
+    LEDGER.forget()
+    for name in [name for name in LEDGER._factories if name != DEFAULT_FACTORY]:
+        del LEDGER._factories[name]
+    for metric, labels in list(LEDGER._series):
+        if labels[0] != DEFAULT_FACTORY:
+            del LEDGER._series[metric, labels]
+    faults._logged.clear()
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = create_engine(
+        "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
+    )
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def spans() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def provider(spans: InMemorySpanExporter) -> Iterator[TracerProvider]:
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    yield provider
+    provider.shutdown()

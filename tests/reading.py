@@ -1,0 +1,42 @@
+"""What /metrics says, in a form that a test can compare whole."""
+
+from __future__ import annotations
+
+from prometheus_client import REGISTRY
+
+PREFIX = "sqlalchemy_session_"
+
+
+def counted(factory: str = "default") -> dict[str, float]:
+    """Everything but 0 that /metrics says of ``factory``, except for times and buckets.
+
+    A key is the name without ``sqlalchemy_session_`` and ``_total``, and the other labels' values:
+    ``{"creations success": 1, "state_transitions created active": 1}``.
+    """
+    found = {}
+    for family in REGISTRY.collect():
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            if labels.pop("factory", None) != factory or sample.value == 0:
+                continue
+            if sample.name.endswith(("_bucket", "_sum", "_age_seconds")):
+                continue
+            name = sample.name.removeprefix(PREFIX).removesuffix("_total")
+            order = ("outcome", "from_state", "to_state", "error_type", "reason", "operation")
+            values = [labels.pop(key) for key in (*order, "state") if key in labels]
+            assert not labels, labels
+            found[" ".join([name, *values])] = sample.value
+    return found
+
+
+def changes(*states: str) -> dict[str, float]:
+    """The transitions that going through ``states`` makes."""
+    found: dict[str, float] = {}
+    for origin, target in zip(states, states[1:], strict=False):
+        key = f"state_transitions {origin} {target}"
+        found[key] = found.get(key, 0) + 1
+    return found
+
+
+def value(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
