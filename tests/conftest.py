@@ -31,6 +31,7 @@ def _fresh_ledger() -> Iterator[None]:
     for metric, labels in list(LEDGER._series):
         if labels[0] != DEFAULT_FACTORY:
             del LEDGER._series[metric, labels]
+    LEDGER._factories[DEFAULT_FACTORY].seen = False
     faults._logged.clear()
 
 

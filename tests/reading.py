@@ -38,5 +38,5 @@ def changes(*states: str) -> dict[str, float]:
     return found
 
 
-def value(name: str, **labels: str) -> float | None:
-    return REGISTRY.get_sample_value(name, labels)
+def value(sample: str, /, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(sample, labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from . import catalog
@@ -134,20 +135,18 @@ def _forget(key: int) -> Any:
 
 
 def _read() -> Iterator[tuple[Metric, Labels, float]]:
-    sums: dict[tuple[Metric, Labels], float] = {}
+    by_name: dict[str, list[SystemSessionMetrics]] = {}
     for reference in list(_mirrored_records.values()):
         record = reference()
         if record is not None:
-            minutes = record.average_session_duration_minutes
-            for metric, value in (
-                (catalog.APPLICATION_SESSIONS, record.active_sessions),
-                (catalog.APPLICATION_SESSION_DURATION_MEAN, minutes * SECONDS_PER_MINUTE),
-                (catalog.APPLICATION_SESSION_MEMORY_USAGE, record.memory_usage_mb * BYTES_PER_MB),
-            ):
-                series = (metric, (record.name,))
-                sums[series] = sums.get(series, 0) + value
-    for (metric, labels), value in sums.items():
-        yield metric, labels, value
+            by_name.setdefault(record.name, []).append(record)
+    for name, records in by_name.items():
+        minutes = fmean(record.average_session_duration_minutes for record in records)
+        active = sum(record.active_sessions for record in records)
+        memory = sum(record.memory_usage_mb for record in records)
+        yield catalog.APPLICATION_SESSIONS, (name,), active
+        yield catalog.APPLICATION_SESSION_DURATION_MEAN, (name,), minutes * SECONDS_PER_MINUTE
+        yield catalog.APPLICATION_SESSION_MEMORY_USAGE, (name,), memory * BYTES_PER_MB
 
 
 LEDGER.read_with(_read)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,4 +53,7 @@ def bind(
     try:
         yield bound
     finally:
-        current_binding.reset(token)
+        # A generator may be finished in another context than it was begun in, where there is
+        # nothing to put back.
+        with suppress(ValueError):
+            current_binding.reset(token)

@@ -212,11 +212,22 @@ def _install(subject: Any, observer: Observer) -> Callable[[], None]:  # noqa: A
         original = subject.class_
         subject.class_ = observer.observed_class(original)
         return lambda: setattr(subject, "class_", original)
-    if "sync_session_class" in subject.kw:
-        given = subject.kw["sync_session_class"]
-        subject.kw["sync_session_class"] = observer.observed_class(given)
-        return lambda: subject.kw.update(sync_session_class=given)
-    return _replace_sync_class(subject.class_, observer)
+    return _give_sync_class(subject, observer)
+
+
+def _give_sync_class(maker: async_sessionmaker[Any], observer: Observer) -> Callable[[], None]:
+    # By argument: the class of an async_sessionmaker may be AsyncSession itself, which is everyone's.
+    given = maker.kw.get("sync_session_class")
+    original = given or maker.class_.sync_session_class
+    maker.kw["sync_session_class"] = observer.observed_class(original)
+
+    def restore() -> None:
+        if given is None:
+            del maker.kw["sync_session_class"]
+        else:
+            maker.kw["sync_session_class"] = given
+
+    return restore
 
 
 def _replace_sync_class(kind: type[AsyncSession], observer: Observer) -> Callable[[], None]:

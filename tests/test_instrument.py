@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import gc
+import pickle
+import threading
+import weakref
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import (
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from reading import counted
+from session_metrics_otel import instrument, metrics_for, uninstrument
+
+ONE = text("select 1")
+
+
+def footprint(engine, maker=None):
+    """Everything that instrumenting touches."""
+    return (
+        vars(engine.dialect).get("execution_ctx_cls"),
+        type(engine.pool),
+        list(engine.dialect.dispatch.handle_error),
+        Session.__init__,
+        maker and maker.class_,
+        maker and dict(maker.kw),
+        {name for name in vars(maker or engine) if "session_metrics" in name},
+        {name for name in vars(engine.dialect) if "session_metrics" in name},
+    )
+
+
+class TestTargets:
+    def test_a_sessionmaker_alone_is_touched(self, engine):
+        mine, other = sessionmaker(engine), sessionmaker(engine)
+        instrument(mine, name="mine")
+        with other() as session:
+            session.execute(ONE)
+            with pytest.raises(LookupError):
+                metrics_for(session)
+        with mine() as session:
+            session.execute(ONE)
+        uninstrument(mine)
+        assert counted("mine")["queries"] == 1
+
+    def test_factories_of_one_engine_are_counted_apart(self, engine):
+        left, right = sessionmaker(engine), sessionmaker(engine)
+        instrument(left, name="left")
+        instrument(right, name="right")
+        for maker, times in ((left, 1), (right, 2)):
+            with maker() as session:
+                for _ in range(times):
+                    session.execute(ONE)
+        uninstrument(left)
+        with right() as session:
+            session.execute(ONE)
+        uninstrument(right)
+        assert counted("left")["queries"] == 1
+        assert counted("right")["queries"] == 3
+
+    def test_twice_changes_nothing(self, engine):
+        maker = sessionmaker(engine)
+        instrument(maker, name="first")
+        before = footprint(engine, maker)
+        instrument(maker, name="second")
+        instrument(scoped_session(maker), name="third")
+        assert footprint(engine, maker) == before
+        with maker() as session:
+            session.execute(ONE)
+        assert counted("first")["queries"] == 1
+        uninstrument(maker)
+
+    def test_a_session_subclass(self, engine):
+        class Mine(Session):
+            pass
+
+        class Derived(Mine):
+            pass
+
+        instrument(Mine, name="mine")
+        for kind in (Mine, Derived):
+            with kind(engine) as session:
+                assert isinstance(session, kind)
+                session.execute(ONE)
+        with Session(engine) as session:
+            session.execute(ONE)
+        uninstrument(Mine)
+        with Mine(engine) as session:
+            session.execute(ONE)
+        assert "__init__" not in vars(Mine)
+        assert counted("mine")["creations success"] == 2
+        assert counted("mine")["queries"] == 2
+
+    def test_a_session_subclass_with_a_constructor_of_its_own(self, engine):
+        class Mine(Session):
+            def __init__(self, engine, note):
+                super().__init__(engine)
+                self.note = note
+
+        own = Mine.__init__
+        instrument(Mine, name="mine")
+        with Mine(engine, note="kept") as session:
+            assert session.note == "kept"
+            session.execute(ONE)
+        uninstrument(Mine)
+        assert Mine.__init__ is own
+        assert counted("mine")["queries"] == 1
+
+    def test_every_session_there_is(self, engine):
+        maker = sessionmaker(engine)
+        instrument(Session, name="all")
+        with maker() as session:
+            session.execute(ONE)
+        with Session(engine) as session:
+            session.execute(ONE)
+        uninstrument(Session)
+        with Session(engine) as session:
+            session.execute(ONE)
+        assert counted("all")["queries"] == 2
+
+    def test_a_maker_comes_before_its_class(self, engine):
+        maker = sessionmaker(engine)
+        instrument(Session, name="all")
+        instrument(maker, name="maker")
+        with maker() as session:
+            session.execute(ONE)
+        uninstrument(maker)
+        uninstrument(Session)
+        assert counted("maker")["queries"] == 1
+        assert counted("all") == {}
+
+    @pytest.mark.parametrize(
+        "wrong", [None, "engine", object(), Session(), int, lambda: Session()], ids=repr
+    )
+    def test_a_wrong_target_says_what_is_taken(self, wrong):
+        with pytest.raises(TypeError, match="give a sessionmaker, async_sessionmaker"):
+            instrument(wrong)
+        with pytest.raises(TypeError, match="give a sessionmaker, async_sessionmaker"):
+            uninstrument(wrong)
+
+    def test_a_scoped_session_of_a_plain_callable_is_a_wrong_target(self, engine):
+        with pytest.raises(TypeError, match="Cannot instrument"):
+            instrument(scoped_session(lambda: Session(engine)))
+
+    @pytest.mark.parametrize(
+        ("option", "wrong"), [("spans", "none"), ("spans", None), ("user_id", "yes")]
+    )
+    def test_a_wrong_option_says_what_is_taken(self, engine, option, wrong):
+        with pytest.raises(ValueError, match=f"{option}={wrong!r} is not taken; give one of"):
+            instrument(sessionmaker(engine), **{option: wrong})
+
+
+class TestEngineAlone:
+    def test_counts_sessions_from_their_first_use(self, engine):
+        instrument(engine, name="engine")
+        with Session(engine) as session:
+            with pytest.raises(LookupError, match="first statement"):
+                metrics_for(session)
+            session.execute(ONE)
+            assert metrics_for(session).query_count == 1
+            session.commit()
+        with Session(engine):
+            pass  # never used it
+        uninstrument(engine)
+        found = counted("engine")
+        assert found["creations success"] == 1
+        assert found["transactions committed"] == 1
+        assert found["duration_seconds_count"] == 1
+        assert "creations unused" not in found
+
+    def test_two_engines_keep_their_names(self):
+        left, right = (create_engine("sqlite://", poolclass=StaticPool) for _ in range(2))
+        instrument(left, name="left")
+        instrument(right, name="right")
+        for engine in (left, right, right):
+            with Session(engine) as session:
+                session.execute(ONE)
+        uninstrument(left)
+        for engine in (left, right):
+            with Session(engine) as session:
+                session.execute(ONE)
+        uninstrument(right)
+        assert counted("left")["queries"] == 1
+        assert counted("right")["queries"] == 3
+
+    def test_other_engines_sessions_are_let_be(self, engine):
+        other = create_engine("sqlite://", poolclass=StaticPool)
+        instrument(engine, name="engine")
+        with Session(other) as session:
+            session.execute(ONE)
+            with pytest.raises(LookupError):
+                metrics_for(session)
+        uninstrument(engine)
+
+    def test_a_refused_connection_is_its_failure(self, tmp_path):
+        engine = create_engine(f"sqlite:///{tmp_path}/no/such/db")
+        instrument(engine, name="engine")
+        with Session(engine) as session, pytest.raises(Exception, match="unable to open"):
+            session.execute(ONE)
+        uninstrument(engine)
+        assert counted("engine")["creations failure OperationalError"] == 1
+
+    def test_core_statements_are_no_sessions(self, engine):
+        instrument(engine, name="engine")
+        with engine.connect() as connection:
+            connection.execute(ONE)
+        uninstrument(engine)
+        assert counted("engine") == {}
+
+    def test_an_async_engine(self):
+        import asyncio
+
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        instrument(engine, name="async")
+
+        async def work():
+            async with AsyncSession(engine) as session:
+                await session.execute(ONE)
+            await engine.dispose()
+
+        asyncio.run(work())
+        uninstrument(engine)
+        assert counted("async")["queries"] == 1
+
+
+class TestUninstrument:
+    def test_puts_everything_back(self):
+        engine = create_engine("sqlite://", poolclass=QueuePool)
+        maker = sessionmaker(engine)
+        before = footprint(engine, maker)
+        for target in (maker, engine):
+            instrument(target)
+            assert footprint(engine, maker) != before
+            uninstrument(target)
+            assert footprint(engine, maker) == before
+
+    def test_puts_an_async_maker_back(self):
+        engine = create_async_engine("sqlite+aiosqlite://")
+        maker = async_sessionmaker(engine)
+        before = dict(maker.kw)
+        instrument(async_scoped_session(maker, scopefunc=lambda: 1))
+        assert maker.kw != before
+        assert AsyncSession.sync_session_class is Session
+        uninstrument(maker)
+        assert maker.kw == before
+        assert maker.class_.sync_session_class is Session
+
+    def test_of_what_never_was_changes_nothing(self, engine):
+        maker = sessionmaker(engine)
+        before = footprint(engine, maker)
+        uninstrument(maker)
+        assert footprint(engine, maker) == before
+
+    def test_an_open_session_is_counted_to_its_end(self, engine):
+        maker = sessionmaker(engine)
+        before = footprint(engine, maker)
+        instrument(maker, name="late")
+        session = maker()
+        session.execute(ONE)
+        uninstrument(maker)
+        with maker() as unwatched:
+            unwatched.execute(ONE)
+        session.execute(ONE)
+        session.commit()
+        session.close()
+        found = counted("late")
+        assert found["queries"] == 2
+        assert found["transactions committed"] == 1
+        assert found["duration_seconds_count"] == 1
+        assert footprint(engine, maker) == before
+
+    def test_in_mid_flight_under_threads(self):
+        engine = create_engine(
+            "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
+        )
+        maker = sessionmaker(engine)
+        instrument(maker, name="flight")
+        watched = []
+        lock = threading.Lock()
+        begin = threading.Barrier(9)
+
+        def work():
+            begin.wait()
+            for _ in range(100):
+                session = maker()
+                with lock:
+                    session.execute(ONE)
+                    session.close()
+                if hasattr(session, "_session_observer"):
+                    watched.append(1)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        begin.wait()
+        uninstrument(maker)
+        for thread in threads:
+            thread.join()
+        found = counted("flight")
+        assert found.get("creations success", 0) == len(watched)
+        assert found.get("queries", 0) == len(watched)
+        assert not [key for key in found if key.startswith("sqlalchemy_sessions")]
+
+    def test_again_after_it(self, engine):
+        maker = sessionmaker(engine)
+        for _ in range(3):
+            instrument(maker, name="again")
+            with maker() as session:
+                session.execute(ONE)
+            uninstrument(maker)
+        assert counted("again")["queries"] == 3
+
+
+class TestEngines:
+    def test_one_configured_later_is_found(self, engine):
+        maker = sessionmaker()
+        instrument(maker, name="later")
+        maker.configure(bind=engine)
+        with maker() as session:
+            session.execute(ONE)
+        uninstrument(maker)
+        assert counted("later")["queries"] == 1
+
+    def test_one_chosen_by_get_bind_is_found_even_where_it_refuses(self, engine, tmp_path):
+        broken = create_engine(f"sqlite:///{tmp_path}/no/such/db")
+
+        class Routing(Session):
+            def get_bind(self, *args, **kwargs):
+                return self.info["engine"]
+
+        maker = sessionmaker(class_=Routing)
+        instrument(maker, name="routing")
+        with maker(info={"engine": engine}) as session:
+            session.execute(ONE)
+        with maker(info={"engine": broken}) as session, pytest.raises(Exception, match="open"):
+            session.execute(ONE)
+        uninstrument(maker)
+        assert counted("routing")["creations success"] == 1
+        assert counted("routing")["creations failure OperationalError"] == 1
+        assert counted("routing")["queries"] == 1
+
+    def test_execution_options_share_what_was_done(self, engine):
+        maker = sessionmaker(engine.execution_options(isolation_level="SERIALIZABLE"))
+        instrument(maker, name="options")
+        with maker() as session:
+            session.execute(ONE)
+        uninstrument(maker)
+        assert counted("options")["queries"] == 1
+
+    def test_the_pool_after_dispose_is_watched_too(self, tmp_path):
+        broken = f"sqlite:///{tmp_path}/no/such/db"
+        engine = create_engine(broken)
+        maker = sessionmaker(engine)
+        instrument(maker, name="disposed")
+        engine.dispose()
+        with maker() as session, pytest.raises(Exception, match="unable to open"):
+            session.execute(ONE)
+        uninstrument(maker)
+        assert counted("disposed")["creations failure OperationalError"] == 1
+
+    def test_a_context_class_of_ones_own_is_kept(self, engine):
+        class Mine(engine.dialect.execution_ctx_cls):
+            calls = 0
+
+            def pre_exec(self):
+                type(self).calls += 1
+                super().pre_exec()
+
+        engine.dialect.execution_ctx_cls = Mine
+        maker = sessionmaker(engine)
+        instrument(maker)
+        with maker() as session:
+            session.execute(ONE)
+        uninstrument(maker)
+        assert Mine.calls == 0 or engine.dialect.execution_ctx_cls is Mine
+        assert engine.dialect.execution_ctx_cls is Mine
+
+
+class TestMemory:
+    def test_makers_and_engines_that_are_gone_are_gone(self):
+        def make():
+            engine = create_engine("sqlite://", poolclass=StaticPool)
+            maker = sessionmaker(engine)
+            instrument(maker, name="short")
+            instrument(engine, name="short")
+            with maker() as session:
+                session.execute(ONE)
+            engine.dispose()
+            return weakref.ref(maker), weakref.ref(engine)
+
+        references = make()
+        gc.collect()
+        assert [reference() for reference in references] == [None, None]
+
+    def test_a_finished_session_leaves_nothing(self, engine):
+        maker = sessionmaker(engine)
+        instrument(maker, name="tidy")
+        with maker() as session:
+            session.execute(ONE)
+            record = weakref.ref(metrics_for(session))
+        del session
+        gc.collect()
+        assert record() is None
+        uninstrument(maker)
+
+
+class TestMetricsFor:
+    def test_says_what_to_do_where_there_is_no_record(self, engine):
+        with pytest.raises(LookupError, match=r"instrument\(\) its sessionmaker"):
+            metrics_for(Session(engine))
+
+    def test_takes_sessions_alone(self, engine):
+        with pytest.raises(TypeError, match="takes a Session, AsyncSession or scoped session"):
+            metrics_for(engine)
+
+    def test_a_record_can_be_pickled_with_its_session_open(self, engine):
+        maker = sessionmaker(engine)
+        instrument(maker, name="pickled")
+        with maker() as session:
+            session.execute(ONE)
+            twin = pickle.loads(pickle.dumps(metrics_for(session)))
+        assert twin.query_count == 1
+        uninstrument(maker)
