@@ -1,4 +1,4 @@
-"""Make a virtual environment with this project in it: scripts/make_venv.py DIR [--group G] [--extra E]."""
+"""Make a virtual environment with this project in it: DIR [--group G] [--extra E]."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ TAIL = 60
 
 
 class Cell(NamedTuple):
-    """One combination: its name, its Python, and the lines that replace those of constraints.txt."""
+    """One combination: name, Python, and the pins that replace those of constraints.txt."""
 
     name: str
     python: str
@@ -82,13 +82,25 @@ def run(cell: Cell, python: Path) -> tuple[Cell, int, str, float]:
         code = 0
         if not stamp.exists() or stamp.read_text() != made_of:
             constraints.write_text(text)
-            setup = [python, ROOT / "scripts" / "make_venv.py", folder / "venv", "--group", "test"]
+            setup: list[str | Path] = [
+                python,
+                ROOT / "scripts" / "make_venv.py",
+                folder / "venv",
+                "--group",
+                "test",
+            ]
             setup += ["--constraints", constraints]
             code = subprocess.call(setup, stdout=out, stderr=subprocess.STDOUT)
             if code == 0:
                 stamp.write_text(made_of)
         if code == 0:
-            tests = [folder / "venv" / "bin" / "python", "-m", "pytest", "-q", "tests"]
+            tests: list[str | Path] = [
+                folder / "venv" / "bin" / "python",
+                "-m",
+                "pytest",
+                "-q",
+                "tests",
+            ]
             tests += ["--ignore=tests/servers", "-p", "no:cacheprovider"]
             code = subprocess.call(tests, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
     return cell, code, log.read_text(), time.monotonic() - started

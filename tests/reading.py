@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from prometheus_client import REGISTRY
 
 PREFIX = "sqlalchemy_session_"
@@ -32,7 +34,7 @@ def counted(factory: str = "default") -> dict[str, float]:
 def changes(*states: str) -> dict[str, float]:
     """The transitions that going through ``states`` makes."""
     found: dict[str, float] = {}
-    for origin, target in zip(states, states[1:], strict=False):
+    for origin, target in itertools.pairwise(states):
         key = f"state_transitions {origin} {target}"
         found[key] = found.get(key, 0) + 1
     return found

@@ -7,6 +7,7 @@ import json
 from datetime import datetime, timezone
 
 from reading import value
+
 from session_metrics_otel import (
     ConnectionPoolMetrics,
     SystemMetrics,

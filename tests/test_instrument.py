@@ -6,6 +6,7 @@ import threading
 import weakref
 
 import pytest
+from reading import counted
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import (
     AsyncSession,
@@ -16,7 +17,6 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from reading import counted
 from session_metrics_otel import instrument, metrics_for, uninstrument
 
 ONE = text("select 1")
@@ -136,7 +136,7 @@ class TestTargets:
         assert counted("all") == {}
 
     @pytest.mark.parametrize(
-        "wrong", [None, "engine", object(), Session(), int, lambda: Session()], ids=repr
+        "wrong", [None, "engine", object(), Session(), int, Session.execute], ids=repr
     )
     def test_a_wrong_target_says_what_is_taken(self, wrong):
         with pytest.raises(TypeError, match="give a sessionmaker, async_sessionmaker"):

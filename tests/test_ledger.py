@@ -7,8 +7,8 @@ import sys
 import threading
 
 import pytest
-
 from reading import counted, value
+
 from session_metrics_otel import SessionMetrics, catalog
 from session_metrics_otel.ledger import (
     LEDGER,
@@ -211,8 +211,7 @@ class TestBounds:
     def test_factories_end_in_other_with_a_warning(self, caplog):
         kept = []
         with caplog.at_level(logging.WARNING, logger="session_metrics_otel"):
-            for n in range(MAX_FACTORIES + 5):
-                kept.append(SessionMetrics(factory=f"factory-{n}"))
+            kept += [SessionMetrics(factory=f"factory-{n}") for n in range(MAX_FACTORIES + 5)]
         assert len(LEDGER._factories) == MAX_FACTORIES + 1
         assert kept[-1].factory == "_OTHER"
         assert counted("_OTHER")["sqlalchemy_sessions created"] == 6

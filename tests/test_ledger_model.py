@@ -11,8 +11,8 @@ from collections import Counter
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-
 from reading import counted
+
 from session_metrics_otel import SessionMetrics, SessionState
 from session_metrics_otel.ledger import LEDGER
 

@@ -87,13 +87,13 @@ class TestFormats:
         parsed = text_string_to_metric_families(generate_latest(registry).decode())
         samples = {(s.name, *sorted(s.labels.items())): s.value for f in parsed for s in f.samples}
         labels = (("factory", "orders"),)
-        assert samples["sqlalchemy_session_queries_total", *labels] == 1
-        assert samples["sqlalchemy_session_duration_seconds_count", *labels] == 1
-        assert samples["sqlalchemy_session_duration_seconds_sum", *labels] == 0.05
+        assert samples[("sqlalchemy_session_queries_total", *labels)] == 1
+        assert samples[("sqlalchemy_session_duration_seconds_count", *labels)] == 1
+        assert samples[("sqlalchemy_session_duration_seconds_sum", *labels)] == 0.05
         bucket = "sqlalchemy_session_duration_seconds_bucket"
-        assert samples[bucket, *labels, ("le", "0.01")] == 0
-        assert samples[bucket, *labels, ("le", "0.05")] == 1
-        assert samples[bucket, *labels, ("le", "+Inf")] == 1
+        assert samples[(bucket, *labels, ("le", "0.01"))] == 0
+        assert samples[(bucket, *labels, ("le", "0.05"))] == 1
+        assert samples[(bucket, *labels, ("le", "+Inf"))] == 1
 
     def test_openmetrics_parses(self, registry):
         use_everything()

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from opentelemetry import trace
-
 from reading import changes, counted, value
+
 from session_metrics_otel import (
     BaseSessionMetrics,
     DatabaseMetrics,

@@ -10,12 +10,12 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
+from reading import counted, value
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 
-from reading import counted, value
 from session_metrics_otel import bind, instrument, metrics_for, uninstrument
 
 ONE = text("select 1")
@@ -109,8 +109,9 @@ class TestSessionSpan:
             session.execute(ONE)
             session.close()
         first, second = spans.get_finished_spans()
-        assert first.attributes["sqlalchemy.session.id"] != (
-            second.attributes["sqlalchemy.session.id"]
+        assert (
+            first.attributes["sqlalchemy.session.id"]
+            != (second.attributes["sqlalchemy.session.id"])
         )
 
     def test_a_leaked_one_ends_and_says_so(self, make, provider, spans):

@@ -21,6 +21,7 @@ def seconds_since(moment: object) -> float:
 
 
 def iso(moment: object) -> str | None:
+    """``moment`` in ISO 8601 form; what is no moment in time stays as it is."""
     return moment.isoformat() if isinstance(moment, datetime) else moment  # type: ignore[return-value]
 
 
@@ -65,6 +66,7 @@ class BaseSessionMetrics:
 
 
 def text_of(error: BaseException | str) -> str:
+    """The text of ``error``; its class where that cannot be had."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - an exception's own __str__ may raise; recording it may not

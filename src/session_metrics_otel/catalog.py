@@ -13,7 +13,7 @@ from enum import Enum
 
 
 class SessionState(str, Enum):
-    """What a session is doing: the values of the attributes ``state``, ``from_state``, ``to_state``."""
+    """What a session is doing: the values of ``state``, ``from_state`` and ``to_state``."""
 
     CREATED = "created"
     ACTIVE = "active"
@@ -124,7 +124,7 @@ SESSION_CREATION_DURATION = Metric(
     Kind.HISTOGRAM,
     "s",
     ("factory",),
-    "From a session's creation to its first connection. Long ones wait for the pool or the database.",
+    "From a session's creation to its first connection. Long ones wait for pool or database.",
     DURATION_BUCKETS,
 )
 SESSION_TRANSITIONS = Metric(
@@ -162,8 +162,8 @@ SESSION_TRANSACTIONS = Metric(
     Kind.COUNTER,
     "{transaction}",
     ("factory", "outcome"),
-    "Transactions ended: committed, rolled_back, closed (the session closed with neither; usual for "
-    "reading), unspecified (a record kept by hand that did not say).",
+    "Transactions ended: committed, rolled_back, closed (the session closed with neither; usual "
+    "for reading), unspecified (a record kept by hand that did not say).",
 )
 SESSION_TRANSACTION_DURATION = Metric(
     "sqlalchemy.session.transaction.duration",
@@ -185,8 +185,8 @@ SESSION_LEAKS = Metric(
     Kind.COUNTER,
     "{session}",
     ("factory", "reason"),
-    "Sessions that leaked: overdue (open past the limit), idle_in_transaction (nothing run on an open "
-    "transaction), garbage_collected (dropped unclosed while holding something). Should stay at 0.",
+    "Sessions that leaked: overdue (open past the limit), idle_in_transaction (nothing run on an "
+    "open transaction), garbage_collected (dropped unclosed while holding something). Stays at 0.",
 )
 SESSION_OLDEST_AGE = Metric(
     "sqlalchemy.session.oldest_age",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 from . import catalog
 from .ledger import LEDGER
@@ -22,12 +23,10 @@ def caught(component: str, fault: Exception) -> None:
     kind = (component, type(fault))
     if kind not in _logged:
         _logged.add(kind)
-        try:
+        with suppress(Exception):  # a broken log handler is not the session's trouble either
             logger.error(
                 "Session telemetry (%s) failed; the application goes on without it. "
                 "Further faults of this kind are only counted.",
                 component,
                 exc_info=fault,
             )
-        except Exception:  # noqa: BLE001, S110 - a broken log handler is not the session's trouble
-            pass

@@ -20,7 +20,6 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from .catalog import DEFAULT_FACTORY
 from .hooks import pools, statements
 from .hooks.sessions import Adopter, Observer, attached_record, watch
-
 from .ledger import LEDGER
 
 if TYPE_CHECKING:
@@ -49,8 +48,8 @@ UserIdMode = Literal["plain", "hashed"]
 """How a user's id goes onto spans: as ``user.id``, or its SHA-256 as ``user.hash``."""
 
 _TAKEN = (
-    "a sessionmaker, async_sessionmaker, scoped_session, async_scoped_session, Engine, AsyncEngine, "
-    "or a subclass of Session or AsyncSession"
+    "a sessionmaker, async_sessionmaker, scoped_session, async_scoped_session, Engine, "
+    "AsyncEngine, or a subclass of Session or AsyncSession"
 )
 
 _lock = threading.RLock()
@@ -154,7 +153,7 @@ def uninstrument(target: Target) -> None:
             _leave_engines(found.observer)
 
 
-def metrics_for(session: Any) -> DatabaseSessionMetrics:  # noqa: ANN401 - any kind of session
+def metrics_for(session: Any) -> DatabaseSessionMetrics:
     """The record of a ``Session``, ``AsyncSession`` or scoped session.
 
     Raises:
@@ -184,7 +183,7 @@ def _check_option(name: str, given: object, taken: tuple[object, ...]) -> None:
         raise ValueError(message)
 
 
-def _subject(target: Any) -> Any:  # noqa: ANN401 - a Target
+def _subject(target: Any) -> Any:
     """What is hooked for ``target``: the sync engine, the maker inside a scoped session."""
     if isinstance(target, (scoped_session, async_scoped_session)):
         return _subject(target.session_factory)
@@ -198,7 +197,7 @@ def _subject(target: Any) -> Any:  # noqa: ANN401 - a Target
     raise TypeError(message)
 
 
-def _install(subject: Any, observer: Observer) -> Callable[[], None]:  # noqa: ANN401
+def _install(subject: Any, observer: Observer) -> Callable[[], None]:
     """Hook ``subject`` for ``observer``; returns the call that puts it back."""
     if isinstance(subject, Engine):
         return _adopt_sessions_of(subject, observer)
@@ -216,7 +215,7 @@ def _install(subject: Any, observer: Observer) -> Callable[[], None]:  # noqa: A
 
 
 def _give_sync_class(maker: async_sessionmaker[Any], observer: Observer) -> Callable[[], None]:
-    # By argument: the class of an async_sessionmaker may be AsyncSession itself, which is everyone's.
+    # By argument: an async_sessionmaker's class may be AsyncSession itself, which is everyone's.
     given = maker.kw.get("sync_session_class")
     original = given or maker.class_.sync_session_class
     maker.kw["sync_session_class"] = observer.observed_class(original)
@@ -255,7 +254,7 @@ def _adopt_sessions_of(engine: Engine, observer: Observer) -> Callable[[], None]
     return restore
 
 
-def _hook_engine(observer: Observer, bind: Any) -> _EngineHooks:  # noqa: ANN401
+def _hook_engine(observer: Observer, bind: Any) -> _EngineHooks:
     """Observe the engine behind ``bind``, an Engine, AsyncEngine or Connection."""
     engine: Engine = getattr(bind, "sync_engine", bind).engine
     with _lock:

@@ -15,10 +15,10 @@ from bisect import bisect_left
 from collections import Counter
 from itertools import count, repeat
 from math import fsum
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import catalog
-from .catalog import OTHER, WORKING_STATES, Metric, SessionState
+from .catalog import OTHER, Metric, SessionState
 
 if TYPE_CHECKING:
     import weakref
@@ -232,7 +232,7 @@ class FactoryLedger:
         self.created.unused, _ = self.created.moves[SessionState.CLOSED]
 
     def raise_peak(self, live: int) -> None:
-        """Note that ``live`` sessions were open at once. Called only when that is more than ever."""
+        """Note that ``live`` sessions are open at once; called only when that is a new peak."""
         with self._lock:
             self.peak = max(self.peak, live)
 
@@ -321,7 +321,7 @@ class FactoryLedger:
         return reference()
 
     def forget(self) -> None:
-        """Start again at nothing, in place: what stands in the ledger belongs to the parent process."""
+        """Start again at nothing, in place."""
         self._lock = threading.Lock()
         for reference in self.live.values():
             record = reference()
@@ -336,7 +336,7 @@ class FactoryLedger:
 def _live_by_state(
     transitions: dict[tuple[SessionState, SessionState], float], live: int
 ) -> dict[SessionState, float]:
-    counts = dict.fromkeys(_LIVE, 0.0)
+    counts: dict[SessionState, float] = dict.fromkeys(_LIVE, 0.0)
     for (origin, target), value in transitions.items():
         if target in counts:
             counts[target] += value
@@ -348,7 +348,7 @@ def _live_by_state(
     return {state: max(n, 0.0) for state, n in counts.items()}
 
 
-Value = Union[float, Distribution]
+Value = float | Distribution
 Snapshot = dict[Metric, dict[Labels, Value]]
 
 
@@ -371,7 +371,7 @@ class Ledger:
             if name not in self._factories and len(self._factories) >= MAX_FACTORIES:
                 if OTHER not in self._factories:
                     logger.warning(
-                        "More than %d session factory names: %r and all after it are counted as %r. "
+                        "More than %d session factory names: %r and later ones are counted as %r. "
                         "A factory's name groups its series: give one per sessionmaker, not per "
                         "request.", MAX_FACTORIES, name, OTHER,
                     )  # fmt: skip
@@ -420,9 +420,9 @@ class Ledger:
         return snapshot
 
     def forget(self) -> None:
-        """Start again at nothing: called in a child after ``fork``, which must not report its
-        parent's totals a second time. Locks are made anew, as a thread that did not come along may
-        have held them.
+        """Start again at nothing: a child after ``fork`` must not report its parent's totals.
+
+        Locks are made anew, as a thread that did not come along may have held them.
         """
         self._lock = threading.RLock()
         for kept in self._series.values():

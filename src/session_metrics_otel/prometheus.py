@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from math import inf
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY
@@ -68,7 +69,7 @@ def _add_distribution(
     family: Metric, metric: catalog.Metric, labels: dict[str, str], value: Distribution
 ) -> None:
     name = metric.prometheus_name
-    bounds = [*(floatToGoString(bound) for bound in metric.buckets), "+Inf"]
+    bounds = [floatToGoString(bound) for bound in (*metric.buckets, inf)]  # type: ignore[no-untyped-call]
     totals = list(accumulate(value.counts))
     for index, (bound, total) in enumerate(zip(bounds, totals, strict=True)):
         kept = value.exemplars.get(index)

@@ -71,7 +71,7 @@ def _as_state(value: SessionState | str) -> SessionState:
         raise ValueError(message) from None
 
 
-def _mirrored(stored: str, write: Callable[[Any, Any], None]) -> Any:  # noqa: ANN401 - a field
+def _mirrored(stored: str, write: Callable[[Any, Any], None]) -> Any:
     # attrgetter is C: reading a mirrored field costs little more than reading a plain one.
     return property(attrgetter(stored), write)
 
@@ -100,6 +100,25 @@ def _set_error_count(record: DatabaseSessionMetrics, value: int) -> None:
     record._changed("error_count", value)
 
 
+_SLOTS = (
+    "__weakref__",
+    "_errors",
+    "_mirror",
+    "_queries",
+    "_stage",
+    "_started",
+    "_transactions",
+    "closed_at",
+    "context",
+    "request_id",
+    "route",
+    "session_id",
+    "total_time_ms",
+    "transaction_began",
+    "user_id",
+)
+
+
 @dataclass(init=False)
 class DatabaseSessionMetrics(BaseSessionMetrics):
     """What one database session knows about itself, mirrored into metrics and spans.
@@ -123,35 +142,20 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         closed_at: When it was closed (UTC); None before.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_errors",
-        "_mirror",
-        "_queries",
-        "_stage",
-        "_started",
-        "_transactions",
-        "closed_at",
-        "context",
-        "request_id",
-        "route",
-        "session_id",
-        "total_time_ms",
-        "transaction_began",
-        "user_id",
-    )
+    __slots__ = _SLOTS
 
-    session_id: str
-    request_id: str
-    user_id: str
-    state: SessionState = _mirrored("_stage.state", _set_state)
+    # The constructor is our own: the order of defaults is nobody's trouble.
+    session_id: str  # type: ignore[misc]
+    request_id: str  # type: ignore[misc]
+    user_id: str  # type: ignore[misc]
+    state: SessionState = _mirrored("_stage.state", _set_state)  # noqa: RUF009
     query_count: int = _mirrored("_queries", _set_query_count)
     transaction_count: int = _mirrored("_transactions", _set_transaction_count)
     error_count: int = _mirrored("_errors", _set_error_count)
-    total_time_ms: float
-    closed_at: datetime | None
+    total_time_ms: float  # type: ignore[misc]
+    closed_at: datetime | None  # type: ignore[misc]
 
-    def __init__(  # noqa: PLR0913, PLR0917 - a dataclass's own constructor
+    def __init__(
         self,
         session_id: str = "",
         request_id: str = "",
@@ -379,7 +383,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
             mirror.moved(origin, target, self.span_attributes)
 
     def sent_query(self) -> None:
-        """Count one statement; after a commit, a rollback, an error or idleness it is active again."""
+        """Count one statement: whatever the state was, it is active now."""
         self._queries += 1
         self.last_activity_at = _now(_utc)
         stage = self._stage
@@ -505,7 +509,7 @@ def create_database_session_metrics(
     session_id: str = "",
     request_id: str = "",
     user_id: str = "",
-    **fields: Any,  # noqa: ANN401 - whatever the constructor takes
+    **fields: Any,
 ) -> DatabaseSessionMetrics:
     """Make a record, and count a session; arguments as ``DatabaseSessionMetrics`` takes them."""
     return DatabaseSessionMetrics(session_id, request_id, user_id, **fields)

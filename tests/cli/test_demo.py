@@ -60,7 +60,11 @@ def test_what_metrics_say_is_what_the_service_counted(tmp_path):
 
 def test_it_stops_when_its_time_is_up():
     done = subprocess.run(
-        [*DEMO, *ANY_PORTS, "--seconds", "1"], capture_output=True, text=True, timeout=60, check=True
+        [*DEMO, *ANY_PORTS, "--seconds", "1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert done.stderr == ""
     assert "Stopped." in done.stdout
@@ -72,7 +76,11 @@ def test_a_port_that_is_taken_says_what_to_do(option):
         lines = [first.stdout.readline() for _ in range(2)]
         taken = re.search(r":(\d+)/", lines[option == "--metrics-port"])[1]
         second = subprocess.run(
-            [*DEMO, *ANY_PORTS, option, taken], capture_output=True, text=True, timeout=60, check=False
+            [*DEMO, *ANY_PORTS, option, taken],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
     assert second.returncode == 1
     assert f"Cannot listen on port {taken}" in second.stderr

@@ -29,7 +29,7 @@ class Versioned(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     item: Mapped[str] = mapped_column(default="tea")
     version: Mapped[int] = mapped_column()
-    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
+    __mapper_args__ = {"version_id_col": version}
 
 
 @pytest.fixture

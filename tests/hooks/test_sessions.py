@@ -8,6 +8,8 @@ import sqlite3
 from typing import Any
 
 import pytest
+from hooks.conftest import Base, Order, Versioned
+from reading import changes, counted
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import (
     DBAPIError,
@@ -22,8 +24,6 @@ from sqlalchemy.orm import Session, close_all_sessions, scoped_session, sessionm
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from hooks.conftest import Base, Order, Versioned
-from reading import changes, counted
 from session_metrics_otel import bind, instrument, metrics_for, uninstrument
 
 ONE = text("select 1")

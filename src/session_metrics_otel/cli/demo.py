@@ -50,7 +50,9 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         epilog="Spans go out by OTLP where OTEL_EXPORTER_OTLP_ENDPOINT is set.",
     )
     parser.add_argument("--seconds", type=float, help="stop after so long (default: on Ctrl-C)")
-    parser.add_argument("--requests", type=int, help="stop the traffic, not the demo, after so many")
+    parser.add_argument(
+        "--requests", type=int, help="stop the traffic, not the demo, after so many"
+    )
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second (default: 20)")
     parser.add_argument("--port", type=int, default=SERVICE_PORT, help="the service's; 0: any free")
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="0: any free")
@@ -68,8 +70,10 @@ def run(options: argparse.Namespace) -> None:
         signal.signal(signal_number, lambda *_: stop.set())
     with TemporaryDirectory(prefix="session-metrics-demo-") as folder:
         service = OrderService(Path(folder), OUTAGE)
-        server = _listen("--port", options.port, lambda port: make_server(
-            HOST, port, service, server_class=ThreadingServer, handler_class=QuietHandler))  # fmt: skip
+        classes = {"server_class": ThreadingServer, "handler_class": QuietHandler}
+        server = _listen(
+            "--port", options.port, lambda port: make_server(HOST, port, service, **classes)
+        )
         metrics, _ = _listen(
             "--metrics-port", options.metrics_port, lambda port: start_http_server(port, HOST)
         )
@@ -126,8 +130,7 @@ def _send_spans() -> Any:
 
 def _drive(port: int, options: argparse.Namespace, stop: threading.Event) -> None:
     """Send requests until told to stop, or until there were enough."""
-    sent = 0
-    for method, path in _requests():
+    for sent, (method, path) in enumerate(_requests()):
         if sent == options.requests or stop.wait(random.expovariate(options.rate)):
             return
         connection = HTTPConnection(HOST, port, timeout=30)
@@ -140,7 +143,6 @@ def _drive(port: int, options: argparse.Namespace, stop: threading.Event) -> Non
             raise
         finally:
             connection.close()
-        sent += 1
 
 
 def _requests() -> Iterator[tuple[str, str]]:

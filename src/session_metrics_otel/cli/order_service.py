@@ -29,6 +29,7 @@ from session_metrics_otel import bind, instrument
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
     from _typeshed.wsgi import StartResponse
 
 STATUS = {200: "200 OK", 201: "201 Created", 404: "404 Not Found", 409: "409 Conflict"}

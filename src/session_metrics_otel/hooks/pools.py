@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 def _observed(kind: type[Any]) -> type[Any]:
     """A subclass of the pool class ``kind`` that sees what is asked of it."""
 
-    class ObservedPool(kind):
+    class ObservedPool(kind):  # type: ignore[misc]  # which class is known when it runs
         __slots__ = ()  # an instance's class can only be changed for one of the same layout
         replaced = kind
 
-        def connect(self) -> Any:  # noqa: ANN401 - what the pool's own returns
+        def connect(self) -> Any:
             try:
                 return super().connect()
             except BaseException as error:

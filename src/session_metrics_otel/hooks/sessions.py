@@ -83,7 +83,7 @@ class Observer:
         spans: str,
         user_id: str | None,
         tracer: Tracer,
-        meet: Callable[[Observer, Any], None],
+        meet: Callable[[Observer, Any], object],
     ) -> None:
         self.name = name
         LEDGER.factory(name).seen = True
@@ -119,7 +119,7 @@ class Observer:
         """Who counts a session that uses the engine of ``dialect``."""
         return self
 
-    def meet(self, bind: Any) -> None:  # noqa: ANN401 - an Engine, a Connection, or nothing
+    def meet(self, bind: Any) -> None:
         """Make sure that the engine behind ``bind`` is observed."""
         if bind is not None and bind is not self._met:
             self._meet(self, bind)
@@ -160,8 +160,10 @@ class Observer:
 
 
 class Adopter(Observer):
-    """Stands in for the observers of engines that were instrumented alone: counts no session until
-    it uses such an engine, and then leaves it to that engine's own observer.
+    """Stands in for the observers of engines that were instrumented alone.
+
+    It counts no session until that uses such an engine, and then leaves it to the engine's own
+    observer.
     """
 
     adopts = True
@@ -180,11 +182,11 @@ class Adopter(Observer):
 def _observed(kind: type[Any], observer: Observer) -> type[Any]:
     """A subclass of the session class ``kind`` that tells ``observer`` of births and ends."""
 
-    class ObservedSession(kind):
+    class ObservedSession(kind):  # type: ignore[misc]  # which class is known when it runs
         __slots__ = ()  # an instance's class can only be changed for one of the same layout
         _session_observer = observer
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Session's own
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             if not observer.adopts:
                 try:
@@ -204,12 +206,12 @@ def _observed(kind: type[Any], observer: Observer) -> type[Any]:
 
     if kind.get_bind is not Session.get_bind:
         # It may choose an engine that nobody has seen yet, and that one may refuse.
-        def get_bind(self: Any, *args: Any, **kwargs: Any) -> Engine | Connection:  # noqa: ANN401
+        def get_bind(self: Any, *args: Any, **kwargs: Any) -> Engine | Connection:
             bind: Engine | Connection = super(ObservedSession, self).get_bind(*args, **kwargs)
             observer.meet(bind)
             return bind
 
-        ObservedSession.get_bind = get_bind  # type: ignore[attr-defined]
+        ObservedSession.get_bind = get_bind
     ObservedSession.__name__ = kind.__name__
     ObservedSession.__qualname__ = kind.__qualname__
     ObservedSession.__module__ = kind.__module__
@@ -221,7 +223,7 @@ def observer_of(session: object) -> Observer | None:
     return getattr(session, "_session_observer", None)
 
 
-def _end(session: Any, end: Callable[[], None]) -> None:  # noqa: ANN401 - a Session
+def _end(session: Any, end: Callable[[], None]) -> None:
     record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
     if record is None or record.state is _CLOSED:
         end()
@@ -254,7 +256,7 @@ def _end_transaction(record: DatabaseSessionMetrics, outcome: str) -> None:
         record.ended_transaction(outcome, perf_counter() - began)
 
 
-def _after_begin(session: Any, _: SessionTransaction, connection: Connection) -> None:  # noqa: ANN401
+def _after_begin(session: Any, _: SessionTransaction, connection: Connection) -> None:
     try:
         observer = session._session_observer.for_engine(connection.dialect)
         if observer is None:
@@ -305,7 +307,9 @@ def _after_flush(session: Session, _: UOWTransaction) -> None:
         record.flushed(
             inserted=len(session.new),
             # What is dirty but has no net change is not written.
-            updated=sum(session.is_modified(entity, False) for entity in session.dirty),
+            updated=sum(
+                session.is_modified(entity, include_collections=False) for entity in session.dirty
+            ),
             deleted=len(session.deleted),
         )
     except Exception as fault:  # noqa: BLE001
@@ -357,7 +361,7 @@ class _Watch:
         original: Callable[..., None] = self.kind.__init__
         watch = self
 
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, N807
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             if observer_of(self) is not None:
                 original(self, *args, **kwargs)
             else:
@@ -375,7 +379,7 @@ class _Watch:
         if not self.observers:
             del _watches[self.kind]
             if self.own is None:
-                del self.kind.__init__  # type: ignore[misc]
+                del self.kind.__init__
             else:
                 self.kind.__init__ = self.own  # type: ignore[method-assign]
 

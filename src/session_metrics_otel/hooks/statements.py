@@ -23,7 +23,7 @@ RECORD = "_session_metrics_record"
 """Where a Connection keeps the record of the session that began a transaction on it."""
 
 
-def record_of(connection: Any) -> DatabaseSessionMetrics | None:  # noqa: ANN401 - a Connection
+def record_of(connection: Any) -> DatabaseSessionMetrics | None:
     """The record of the session whose transaction is open on ``connection``, or None."""
     return connection.__dict__.get(RECORD)  # type: ignore[no-any-return]
 
