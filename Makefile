@@ -6,7 +6,7 @@ SHELL := /bin/bash
 DEV := .venv/bin
 DEMO := .venv-demo/bin
 
-.PHONY: help demo test check servers matrix constraints clean
+.PHONY: help demo test check servers bench matrix constraints clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -24,7 +24,11 @@ check: .venv/ready  ## Style, types, the direction of imports
 	$(DEV)/lint-imports
 
 servers: .venv/ready  ## Tests against a real Prometheus and a real Jaeger
-	$(DEV)/python -m pytest tests/servers $(ARGS)
+	$(DEV)/python -m pytest tests/servers -p no:xdist $(ARGS)
+
+bench: .venv/ready  ## The figures in the README, measured here
+	@test -f benchmarks/run.py || { echo "benchmarks/run.py is not there yet"; exit 1; }
+	$(DEV)/python benchmarks/run.py $(ARGS)
 
 matrix:  ## Tests on Python 3.10-3.13 x SQLAlchemy 2.0 and 2.1, and on the oldest versions supported
 	@$(PYTHON) scripts/matrix.py $(ARGS)
