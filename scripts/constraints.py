@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def resolve(python: Path, folder: Path) -> dict[str, str]:
     """What pip chooses on ``python``, by name."""
     subprocess.run([python, "-m", "venv", folder], check=True)
-    pip: list[str | Path] = [folder / "bin" / "python", "-m", "pip"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip"]
     subprocess.run([*pip, "install", "--quiet", "--upgrade", "pip"], check=True)
     packages = ["-e", ".[otlp]", "--group", "dev"]
     subprocess.run([*pip, "install", "--quiet", *packages], check=True, cwd=ROOT)

@@ -1,8 +1,12 @@
-"""Make a virtual environment with this project in it: DIR [--group G] [--extra E]."""
+"""Make a virtual environment with this project in it.
+
+scripts/make_venv.py DIR [--group G] [--extra E] [--constraints FILE]
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import venv
@@ -13,12 +17,18 @@ OLDEST_PYTHON = (3, 10)
 SQLALCHEMY_ON_3_10 = "2.0.58"  # SQLAlchemy 2.1 takes Python 3.11 and newer
 
 
+def read_pins(file: Path) -> dict[str, str]:
+    """The ``name==version`` lines of ``file``, by name as packaging normalises it."""
+    pins = (line.split("==") for line in file.read_text().split())
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins}
+
+
 def make(folder: Path, *, groups: list[str], extras: list[str], constraints: Path) -> None:
     """Make ``folder`` anew, with the project editable in it and everything pinned."""
     venv.EnvBuilder(with_pip=True, clear=True).create(folder)
-    pins = dict(line.split("==") for line in constraints.read_text().split())
-    if sys.version_info < (3, 11):
-        pins["SQLAlchemy"] = SQLALCHEMY_ON_3_10
+    pins = read_pins(constraints)
+    if sys.version_info < (3, 11) and not pins["sqlalchemy"].startswith("2.0."):
+        pins["sqlalchemy"] = SQLALCHEMY_ON_3_10
     constraints = folder / "constraints.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()))
     scripts = folder / ("Scripts" if sys.platform == "win32" else "bin")

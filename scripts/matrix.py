@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from make_venv import read_pins
+
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".matrix"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -33,20 +35,15 @@ class Cell(NamedTuple):
     pins: dict[str, str]
 
 
-def read_pins(file: str) -> dict[str, str]:
-    """The ``name==version`` lines of ``file``."""
-    return dict(line.split("==") for line in (ROOT / file).read_text().split())
-
-
 def cells() -> list[Cell]:
     """All of them."""
     found = [
-        Cell(f"python {python}, sqlalchemy {version}", python, {"SQLAlchemy": version})
+        Cell(f"python {python}, sqlalchemy {version}", python, {"sqlalchemy": version})
         for python in PYTHONS
         for version in SQLALCHEMYS
         if (python, version) != NOT_TO_BE_HAD
     ]
-    return [*found, Cell("oldest supported", PYTHONS[0], read_pins("oldest-supported.txt"))]
+    return [*found, Cell("oldest supported", PYTHONS[0], read_pins(ROOT / "oldest-supported.txt"))]
 
 
 def interpreter(version: str) -> Path | None:
@@ -71,8 +68,7 @@ def run(cell: Cell, python: Path) -> tuple[Cell, int, str, float]:
     started = time.monotonic()
     folder = HOME / re.sub(r"[^a-z0-9.]+", "-", cell.name)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {name.lower(): line for name, line in read_pins("constraints.txt").items()}
-    wanted |= {name.lower(): version for name, version in cell.pins.items()}
+    wanted = read_pins(ROOT / "constraints.txt") | cell.pins
     constraints = folder / "constraints.txt"
     text = "".join(f"{name}=={version}\n" for name, version in wanted.items())
     made_of = text + (ROOT / "pyproject.toml").read_text()
