@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -15,7 +15,7 @@ from session_metrics_otel.catalog import DEFAULT_FACTORY
 from session_metrics_otel.ledger import LEDGER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
 
@@ -36,12 +36,25 @@ def _fresh_ledger() -> Iterator[None]:
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = create_engine(
-        "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
-    )
-    yield engine
-    engine.dispose()
+def new_engine() -> Iterator[Callable[..., Engine]]:
+    """``create_engine``, whose engines are disposed of when the test is over."""
+    made = []
+
+    def make(url: str = "sqlite://", **options: Any) -> Engine:
+        if url == "sqlite://" and not {"poolclass", "creator"} & options.keys():
+            options |= {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
+        engine = create_engine(url, **options)
+        made.append(engine)
+        return engine
+
+    yield make
+    for engine in made:
+        engine.dispose()
+
+
+@pytest.fixture
+def engine(new_engine: Callable[..., Engine]) -> Engine:
+    return new_engine()
 
 
 @pytest.fixture

@@ -136,7 +136,9 @@ class TestTargets:
         assert counted("all") == {}
 
     @pytest.mark.parametrize(
-        "wrong", [None, "engine", object(), Session(), int, Session.execute], ids=repr
+        "wrong",
+        [None, "engine", object(), Session(), int, len],
+        ids=["None", "text", "object", "Session", "int", "function"],
     )
     def test_a_wrong_target_says_what_is_taken(self, wrong):
         with pytest.raises(TypeError, match="give a sessionmaker, async_sessionmaker"):
@@ -174,8 +176,8 @@ class TestEngineAlone:
         assert found["duration_seconds_count"] == 1
         assert "creations unused" not in found
 
-    def test_two_engines_keep_their_names(self):
-        left, right = (create_engine("sqlite://", poolclass=StaticPool) for _ in range(2))
+    def test_two_engines_keep_their_names(self, new_engine):
+        left, right = new_engine(), new_engine()
         instrument(left, name="left")
         instrument(right, name="right")
         for engine in (left, right, right):
@@ -189,8 +191,8 @@ class TestEngineAlone:
         assert counted("left")["queries"] == 1
         assert counted("right")["queries"] == 3
 
-    def test_other_engines_sessions_are_let_be(self, engine):
-        other = create_engine("sqlite://", poolclass=StaticPool)
+    def test_other_engines_sessions_are_let_be(self, engine, new_engine):
+        other = new_engine()
         instrument(engine, name="engine")
         with Session(other) as session:
             session.execute(ONE)
@@ -198,8 +200,8 @@ class TestEngineAlone:
                 metrics_for(session)
         uninstrument(engine)
 
-    def test_a_refused_connection_is_its_failure(self, tmp_path):
-        engine = create_engine(f"sqlite:///{tmp_path}/no/such/db")
+    def test_a_refused_connection_is_its_failure(self, tmp_path, new_engine):
+        engine = new_engine(f"sqlite:///{tmp_path}/no/such/db")
         instrument(engine, name="engine")
         with Session(engine) as session, pytest.raises(Exception, match="unable to open"):
             session.execute(ONE)
@@ -230,8 +232,8 @@ class TestEngineAlone:
 
 
 class TestUninstrument:
-    def test_puts_everything_back(self):
-        engine = create_engine("sqlite://", poolclass=QueuePool)
+    def test_puts_everything_back(self, new_engine):
+        engine = new_engine(poolclass=QueuePool)
         maker = sessionmaker(engine)
         before = footprint(engine, maker)
         for target in (maker, engine):
@@ -275,10 +277,7 @@ class TestUninstrument:
         assert found["duration_seconds_count"] == 1
         assert footprint(engine, maker) == before
 
-    def test_in_mid_flight_under_threads(self):
-        engine = create_engine(
-            "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
-        )
+    def test_in_mid_flight_under_threads(self, engine):
         maker = sessionmaker(engine)
         instrument(maker, name="flight")
         watched = []
@@ -327,8 +326,10 @@ class TestEngines:
         uninstrument(maker)
         assert counted("later")["queries"] == 1
 
-    def test_one_chosen_by_get_bind_is_found_even_where_it_refuses(self, engine, tmp_path):
-        broken = create_engine(f"sqlite:///{tmp_path}/no/such/db")
+    def test_one_chosen_by_get_bind_is_found_even_where_it_refuses(
+        self, engine, new_engine, tmp_path
+    ):
+        broken = new_engine(f"sqlite:///{tmp_path}/no/such/db")
 
         class Routing(Session):
             def get_bind(self, *args, **kwargs):
@@ -353,9 +354,8 @@ class TestEngines:
         uninstrument(maker)
         assert counted("options")["queries"] == 1
 
-    def test_the_pool_after_dispose_is_watched_too(self, tmp_path):
-        broken = f"sqlite:///{tmp_path}/no/such/db"
-        engine = create_engine(broken)
+    def test_the_pool_after_dispose_is_watched_too(self, tmp_path, new_engine):
+        engine = new_engine(f"sqlite:///{tmp_path}/no/such/db")
         maker = sessionmaker(engine)
         instrument(maker, name="disposed")
         engine.dispose()

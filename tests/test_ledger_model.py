@@ -31,6 +31,7 @@ class Model:
         self.open = still_open
         self.state = "created"
         self.queries = self.transactions = self.errors = 0
+        self.worked = False
         self.open["created"] += 1
         self.books["peak"] = max(self.books["peak"], self.open.total())
 
@@ -40,7 +41,7 @@ class Model:
         if self.state == "created":
             if target == "error":
                 self.books[f"creations failure {error_type}"] += 1
-            elif target in WORKING or self.queries > 0 or self.transactions > 0 or self.worked:
+            elif target in WORKING or self.worked:
                 self.books["creations success"] += 1
             else:
                 self.books["creations unused"] += 1
@@ -52,8 +53,14 @@ class Model:
         if target != "closed":
             self.open[target] += 1
         self.state = target
+        if target == "created":
+            self.worked = False
+            self.work()
 
-    worked = False
+    def work(self) -> None:
+        """While it is still ``created``, having run something makes its close a success."""
+        if self.state == "created" and (self.queries > 0 or self.transactions > 0):
+            self.worked = True
 
     def close(self) -> None:
         if self.state != "closed":
@@ -91,7 +98,7 @@ class Records(RuleBasedStateMachine):
         record, model = pair
         record.query_count += n
         model.queries += n
-        model.worked |= model.queries > 0
+        model.work()
         model.books["queries"] += max(n, 0)
 
     @rule(pair=records, n=st.integers(0, 3))
@@ -99,7 +106,7 @@ class Records(RuleBasedStateMachine):
         record, model = pair
         record.increment_query_count(n)
         model.queries += n
-        model.worked |= model.queries > 0
+        model.work()
         model.books["queries"] += n
 
     @rule(pair=records, n=st.integers(-2, 3))
@@ -107,7 +114,7 @@ class Records(RuleBasedStateMachine):
         record, model = pair
         record.transaction_count += n
         model.transactions += n
-        model.worked |= model.transactions > 0
+        model.work()
         model.books["transactions unspecified"] += max(n, 0)
 
     @rule(pair=records, outcome=st.sampled_from(["committed", "rolled_back", "closed"]))
@@ -115,7 +122,7 @@ class Records(RuleBasedStateMachine):
         record, model = pair
         record.increment_transaction_count(outcome=outcome)
         model.transactions += 1
-        model.worked |= model.transactions > 0
+        model.work()
         model.books[f"transactions {outcome}"] += 1
 
     @rule(pair=records, n=st.integers(-2, 3))

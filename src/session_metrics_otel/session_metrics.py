@@ -82,6 +82,8 @@ def _set_state(record: DatabaseSessionMetrics, value: SessionState | str) -> Non
         record.close_session()
     else:
         record.move(target)
+        if target is _CREATED and (record._queries > 0 or record._transactions > 0):
+            record._stage = record._stage.factory.worked  # put back, but not unused
 
 
 def _set_query_count(record: DatabaseSessionMetrics, value: int) -> None:

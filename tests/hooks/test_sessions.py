@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hooks.conftest import Base, Order, Versioned
 from reading import changes, counted
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
@@ -176,8 +176,8 @@ class TestTransactions:
         states = ("created", "active", "committed", "active", "rolled_back", "closing", "closed")
         expect(queries=2, also=changes(*states) | ended("committed") | ended("rolled_back"))
 
-    def test_two_engines_in_one_transaction_are_one(self, orders):
-        other = create_engine("sqlite://", poolclass=StaticPool)
+    def test_two_engines_in_one_transaction_are_one(self, orders, new_engine):
+        other = new_engine()
         with orders() as session:
             session.execute(ONE)
             session.execute(ONE, bind_arguments={"bind": other})
@@ -390,8 +390,8 @@ class TestErrors:
 
 class TestRefusedConnections:
     @pytest.fixture
-    def nowhere(self, tmp_path):
-        maker = sessionmaker(create_engine(f"sqlite:///{tmp_path}/no/such/folder/db"))
+    def nowhere(self, tmp_path, new_engine):
+        maker = sessionmaker(new_engine(f"sqlite:///{tmp_path}/no/such/folder/db"))
         instrument(maker, name="nowhere")
         yield maker
         uninstrument(maker)
@@ -420,8 +420,8 @@ class TestRefusedConnections:
             session.connection()
         assert counted("nowhere") == self.failed | changes("created", "error", "closing", "closed")
 
-    def test_a_pool_that_is_exhausted(self):
-        engine = create_engine(
+    def test_a_pool_that_is_exhausted(self, new_engine):
+        engine = new_engine(
             "sqlite://", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01
         )
         maker = sessionmaker(engine)
@@ -434,7 +434,7 @@ class TestRefusedConnections:
         assert counted("small")["creations success"] == 1
         uninstrument(maker)
 
-    def test_one_that_recovers_failed_once(self):
+    def test_one_that_recovers_failed_once(self, new_engine):
         attempts = iter([True, False])
 
         def connect():
@@ -442,7 +442,7 @@ class TestRefusedConnections:
                 raise sqlite3.OperationalError("not yet")
             return sqlite3.connect(":memory:")
 
-        maker = sessionmaker(create_engine("sqlite://", creator=connect, poolclass=NullPool))
+        maker = sessionmaker(new_engine(creator=connect, poolclass=NullPool))
         instrument(maker, name="shaky")
         with maker() as session:
             with pytest.raises(OperationalError):
@@ -460,7 +460,7 @@ class TestRefusedConnections:
                 nowhere.kw["bind"].connect()
             assert metrics_for(bystander).error_count == 0
 
-    def test_a_session_used_again_is_blamed_with_a_new_record(self):
+    def test_a_session_used_again_is_blamed_with_a_new_record(self, new_engine):
         refuse = False
 
         def connect():
@@ -468,7 +468,7 @@ class TestRefusedConnections:
                 raise sqlite3.OperationalError("gone")
             return sqlite3.connect(":memory:")
 
-        maker = sessionmaker(create_engine("sqlite://", creator=connect, poolclass=NullPool))
+        maker = sessionmaker(new_engine(creator=connect, poolclass=NullPool))
         instrument(maker, name="again")
         session = maker()
         session.execute(ONE)

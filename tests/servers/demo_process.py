@@ -46,4 +46,4 @@ def demo_running(
             lambda addresses: len(addresses) == 2,
             "the demo to print its addresses",
         )
-        yield Demo(*found, truth)
+        yield Demo(found[0], found[1], truth)
