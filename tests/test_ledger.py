@@ -99,7 +99,7 @@ class TestHistogram:
         histogram = Histogram((1.0,))
         for _ in range(10 * PENDING_LIMIT):
             histogram.observe(0.5)
-        assert len(histogram._pending) <= PENDING_LIMIT
+        assert len(histogram.pending) <= PENDING_LIMIT
 
     @pytest.mark.usefixtures("eager_switching")
     def test_is_exact_under_threads_that_observe_and_read(self):

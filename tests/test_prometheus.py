@@ -31,7 +31,8 @@ def use_everything() -> None:
     metrics.close_session(50)
     metrics.flushed(inserted=1, updated=2, deleted=3)
     metrics.lost_optimistic_lock(OSError())
-    metrics.ended_transaction("committed", 0.2)
+    metrics.transaction_began = 0.0
+    metrics.ended_transaction("committed")
     LEDGER.factory("orders").leaks("overdue").hit()
 
 

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections import Counter
 from itertools import count, repeat
 from math import fsum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import catalog
 from .catalog import OTHER, Metric, SessionState
@@ -97,29 +97,29 @@ class Distribution(NamedTuple):
 
 
 class Histogram:
-    """A distribution of measurements, in the unit of its metric."""
+    """A distribution of measurements, in the unit of its metric.
 
-    __slots__ = ("_bounds", "_counts", "_lock", "_pending", "_sum", "exemplars", "observe")
+    Attributes:
+        add: Call it to add a measurement where an ``observe`` will follow, or somebody reads.
+        pending: What was added and is not yet in the buckets.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_lock", "_sum", "add", "exemplars", "pending")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
-        self._pending: list[float] = []
         self._lock = threading.Lock()
+        self.pending: list[float] = []
+        self.add = self.pending.append
         self.exemplars: dict[int, Exemplar] = {}
-        self.observe = self._observer()
 
-    def _observer(self) -> Callable[[float], None]:
-        pending = self._pending
-        append = pending.append
-
-        def observe(value: float) -> None:
-            append(value)
-            if len(pending) > PENDING_LIMIT:
-                self._fold_if_free()
-
-        return observe
+    def observe(self, value: float) -> None:
+        """Add a measurement."""
+        self.add(value)
+        if len(self.pending) > PENDING_LIMIT:
+            self.fold_if_free()
 
     def exemplify(self, exemplar: Exemplar) -> None:
         """Keep ``exemplar`` as the newest of the bucket that its value falls in."""
@@ -134,12 +134,13 @@ class Histogram:
     def forget(self) -> None:
         """Start again at nothing, with whoever holds ``observe`` none the wiser."""
         self._lock = threading.Lock()
-        self._pending.clear()
+        self.pending.clear()
         self._counts = [0] * len(self._counts)
         self._sum = 0.0
         self.exemplars.clear()
 
-    def _fold_if_free(self) -> None:
+    def fold_if_free(self) -> None:
+        """Put what is pending into the buckets, unless somebody is at it."""
         # A collected record may get here from inside a fold of its own thread: never wait.
         if self._lock.acquire(blocking=False):
             try:
@@ -148,7 +149,7 @@ class Histogram:
                 self._lock.release()
 
     def _fold(self) -> None:
-        pending = self._pending
+        pending = self.pending
         # Others only append, and only the holder of the lock deletes: the head is ours.
         values = pending[:]
         del pending[: len(values)]
@@ -184,6 +185,21 @@ _CREATED = SessionState.CREATED
 _ENDING = (SessionState.CLOSING, SessionState.CLOSED)
 
 
+Row = TypeVar("Row")
+
+
+class _MadeWhenAsked(dict[str, Row]):
+    """A table whose rows are made when they are first looked up."""
+
+    def __init__(self, make: Callable[[str], Row]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: str) -> Row:
+        made = self[key] = self._make(key)
+        return made
+
+
 class FactoryLedger:
     """The totals of one session factory.
 
@@ -196,6 +212,7 @@ class FactoryLedger:
         peak: The most that were open at once.
         seen: Whether it is shown before its first session.
         stages: The chart, by state.
+        transaction_ends: By outcome, the call that counts a transaction, and the durations.
         created: The stage a record is born at.
         worked: The stage of one that is still ``created`` but has run a query or a transaction, so
             that closing it is a success and not unused.
@@ -212,6 +229,7 @@ class FactoryLedger:
         self._edges: list[tuple[Stage, SessionState, Tally]] = []
         self._ledger = ledger
         self._build_chart()
+        self.transaction_ends = _MadeWhenAsked(self._transaction_end)
         self.queries = ledger.tally(catalog.SESSION_QUERIES, name)
         self.flushes = ledger.tally(catalog.SESSION_FLUSHES, name)
         self.optimistic_lock_failures = ledger.tally(catalog.SESSION_OPTIMISTIC_LOCK_FAILURES, name)
@@ -256,9 +274,9 @@ class FactoryLedger:
         """The count of transactions that ended with ``outcome``."""
         return self._ledger.tally(catalog.SESSION_TRANSACTIONS, self.name, outcome)
 
-    def transaction_duration(self, outcome: str) -> Histogram:
-        """The durations, in seconds, of transactions that ended with ``outcome``."""
-        return self._ledger.histogram(catalog.SESSION_TRANSACTION_DURATION, self.name, outcome)
+    def _transaction_end(self, outcome: str) -> tuple[Callable[[], object], Histogram]:
+        durations = self._ledger.histogram(catalog.SESSION_TRANSACTION_DURATION, self.name, outcome)
+        return self.transaction(outcome).hit, durations
 
     def leaks(self, reason: str) -> Tally:
         """The count of sessions that leaked for ``reason``."""

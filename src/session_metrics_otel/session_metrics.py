@@ -25,7 +25,7 @@ from .catalog import (
     WORKING_STATES,
     SessionState,
 )
-from .ledger import DETACHED, LEDGER
+from .ledger import DETACHED, LEDGER, PENDING_LIMIT
 from .tracing import SpanMirror, current_mirror
 
 if TYPE_CHECKING:
@@ -270,16 +270,19 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         if stage.state is _CLOSED:
             return
         if total_time_ms is None:
-            total_time_ms = self.get_age_seconds() * 1000
+            started = self._started
+            seconds = self.get_age_seconds() if started is None else perf_counter() - started
+            total_time_ms = seconds * 1000
         self.total_time_ms = total_time_ms
         self.closed_at = self.last_activity_at = _now(_utc)
         factory = stage.factory
         self.observe(factory.duration, total_time_ms / 1000)
         self.observe(factory.queries_per_session, self._queries)
         self.move(_CLOSED)
-        mirror = self._span_mirror()
-        if mirror is not None:
-            mirror.ended(self.span_attributes())
+        if self._mirror is not None:
+            mirror = self._span_mirror()
+            if mirror is not None:
+                mirror.ended(self.span_attributes())
 
     def close(self) -> None:
         """Close the record (the older name of ``close_session``)."""
@@ -380,9 +383,10 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
             stage.live.pop(id(self), None)
         elif origin is _CLOSED:
             stage.live[id(self)] = _reference(self)
-        mirror = self._span_mirror()
-        if mirror is not None:
-            mirror.moved(origin, target, self.span_attributes)
+        if self._mirror is not None:
+            mirror = self._span_mirror()
+            if mirror is not None:
+                mirror.moved(origin, target, self.span_attributes)
 
     def sent_query(self) -> None:
         """Count one statement: whatever the state was, it is active now."""
@@ -393,20 +397,23 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         if stage.state is not _ACTIVE:
             self.move(_ACTIVE)
 
-    def ended_transaction(self, outcome: str, seconds: float) -> None:
-        """Count one transaction that ended with ``outcome`` after ``seconds``."""
-        factory = self._stage.factory
-        factory.transaction(outcome).hit()
+    def ended_transaction(self, outcome: str) -> None:
+        """Count the transaction that began at ``transaction_began``; it ended with ``outcome``."""
+        began, self.transaction_began = self.transaction_began, None
+        hit, duration = self._stage.factory.transaction_ends[outcome]
+        hit()
         self._transactions += 1
-        self.last_activity_at = _now(_utc)
-        self.observe(factory.transaction_duration(outcome), seconds)
+        if began is not None:
+            self.observe(duration, perf_counter() - began)
 
     def observe(self, histogram: Histogram, value: float) -> None:
         """Add a measurement, with an exemplar where the session's span is sampled."""
-        histogram.observe(value)
-        mirror = self._span_mirror()
-        if mirror is not None:
-            exemplar = mirror.exemplar(value)
+        histogram.add(value)
+        if len(histogram.pending) > PENDING_LIMIT:
+            histogram.fold_if_free()
+        if self._mirror is not None:
+            mirror = self._span_mirror()
+            exemplar = None if mirror is None else mirror.exemplar(value)
             if exemplar is not None:
                 histogram.exemplify(exemplar)
 

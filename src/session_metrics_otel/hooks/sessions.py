@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 
 _ACTIVE = SessionState.ACTIVE
 _CLOSED = SessionState.CLOSED
+_CLOSING = SessionState.CLOSING
+_COMMITTED = SessionState.COMMITTED
 _CREATED = SessionState.CREATED
+_NOT_WORKING = (_CREATED, _CLOSED)
 
 ATTACHED = "_session_metrics"
 """Where a Session keeps its record."""
@@ -71,6 +74,7 @@ class Observer:
 
     Attributes:
         engines: The engines its sessions were seen to use.
+        met: The last of them, or a connection to it: as a rule there is one.
         ended: Called after each session's end once the factory has been given back.
     """
 
@@ -93,7 +97,7 @@ class Observer:
         self._user_id = user_id
         self._tracer = tracer
         self._meet = meet
-        self._met: Any = None
+        self.met: Any = None
         self._span_name = f"session {name}"
         self._classes: dict[type[Session], type[Session]] = {}
 
@@ -121,9 +125,9 @@ class Observer:
 
     def meet(self, bind: Any) -> None:
         """Make sure that the engine behind ``bind`` is observed."""
-        if bind is not None and bind is not self._met:
+        if bind is not None and bind is not self.met:
             self._meet(self, bind)
-            self._met = bind
+            self.met = bind
 
     def working(self, session: Session) -> DatabaseSessionMetrics:
         """The record of a session that is being used: a new one where the last was closed."""
@@ -191,7 +195,8 @@ def _observed(kind: type[Any], observer: Observer) -> type[Any]:
             if not observer.adopts:
                 try:
                     observer.born(self)
-                    observer.meet(self.bind)
+                    if self.bind is not observer.met:
+                        observer.meet(self.bind)
                 except Exception as fault:  # noqa: BLE001 - never the session's trouble
                     caught("sessions", fault)
 
@@ -229,19 +234,19 @@ def _end(session: Any, end: Callable[[], None]) -> None:
         end()
         return
     try:
-        record.move(SessionState.CLOSING)
+        record.move(_CLOSING)
     except Exception as fault:  # noqa: BLE001
         caught("sessions", fault)
     try:
         end()
     except BaseException as error:
         # It is not closed, and may hold its connection still.
-        if record.state is SessionState.CLOSING:
+        if record.state is _CLOSING:
             record.record_error(error)
         raise
     try:
         if record.transaction_began is not None:
-            _end_transaction(record, "closed")
+            record.ended_transaction("closed")
         record.close_session()
         observer: Observer = session._session_observer
         if observer.ended is not None:
@@ -250,19 +255,19 @@ def _end(session: Any, end: Callable[[], None]) -> None:
         caught("sessions", fault)
 
 
-def _end_transaction(record: DatabaseSessionMetrics, outcome: str) -> None:
-    began, record.transaction_began = record.transaction_began, None
-    if began is not None:
-        record.ended_transaction(outcome, perf_counter() - began)
-
-
 def _after_begin(session: Any, _: SessionTransaction, connection: Connection) -> None:
     try:
-        observer = session._session_observer.for_engine(connection.dialect)
-        if observer is None:
-            return
-        observer.meet(connection.engine)
-        record = observer.working(session)
+        observer: Observer = session._session_observer
+        if observer.adopts:
+            owner = observer.for_engine(connection.dialect)
+            if owner is None:
+                return
+            observer = owner
+        if connection.engine is not observer.met:
+            observer.meet(connection.engine)
+        record = session.__dict__.get(ATTACHED)
+        if record is None or record.state in _NOT_WORKING:
+            record = observer.working(session)
         if record.transaction_began is None:
             record.transaction_began = perf_counter()
         record.move(_ACTIVE)
@@ -277,8 +282,8 @@ def _after_commit(session: Session) -> None:
     if record is None or record.transaction_began is None or session.in_nested_transaction():
         return
     try:
-        _end_transaction(record, "committed")
-        record.move(SessionState.COMMITTED)
+        record.ended_transaction("committed")
+        record.move(_COMMITTED)
     except Exception as fault:  # noqa: BLE001
         caught("sessions", fault)
 
@@ -293,7 +298,7 @@ def _after_rollback(session: Session) -> None:
         if isinstance(error, StaleDataError) and session._flushing:
             record.lost_optimistic_lock(error)
         if record.transaction_began is not None and not session.in_nested_transaction():
-            _end_transaction(record, "rolled_back")
+            record.ended_transaction("rolled_back")
             record.move(SessionState.ROLLED_BACK)
     except Exception as fault:  # noqa: BLE001
         caught("sessions", fault)
