@@ -15,6 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from session_metrics_otel import bind, instrument, metrics_for, uninstrument
 
@@ -152,7 +153,9 @@ class TestParents:
         assert counted("traced")["duration_seconds_count"] == 1
 
     def test_asyncio_tasks_have_each_their_own(self, tmp_path, provider, spans):
-        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/db", pool_size=10)
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{tmp_path}/db", poolclass=AsyncAdaptedQueuePool, pool_size=10
+        )
         maker = async_sessionmaker(engine)
         instrument(maker, name="async", tracer_provider=provider)
         tracer = provider.get_tracer("application")

@@ -22,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, close_all_sessions, scoped_session, sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
-from sqlalchemy.pool import NullPool, QueuePool, StaticPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, StaticPool
 
 from session_metrics_otel import bind, instrument, metrics_for, uninstrument
 
@@ -588,7 +588,9 @@ class TestScoped:
 class TestAsync:
     @pytest.fixture
     def make(self, tmp_path):
-        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/db", pool_size=20)
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{tmp_path}/db", poolclass=AsyncAdaptedQueuePool, pool_size=20
+        )
         maker = async_sessionmaker(engine)
         instrument(maker, name="async")
         yield maker
