@@ -104,6 +104,18 @@ class TestTransactions:
             | ended("committed"),
         )
 
+    def test_without_autobegin(self, orders):
+        with orders(autobegin=False) as session:
+            with pytest.raises(InvalidRequestError):
+                session.execute(ONE)
+            with session.begin():
+                session.execute(ONE)
+        expect(
+            queries=1,
+            also=changes("created", "active", "committed", "closing", "closed")
+            | ended("committed"),
+        )
+
     def test_an_exception_in_a_begin_block_rolls_back(self, orders):
         with pytest.raises(ZeroDivisionError), orders.begin() as session:
             session.execute(ONE)

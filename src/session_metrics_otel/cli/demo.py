@@ -35,6 +35,7 @@ MIX = (
     (30, "POST", "/orders"),
     (15, "GET", "/orders/1"),
     (15, "POST", "/orders/1/more"),
+    (3, "POST", "/orders/1/item"),
     (15, "GET", "/report"),
     (3, "GET", "/health"),
     (1, "GET", "/forgetful"),

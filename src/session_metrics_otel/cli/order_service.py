@@ -13,7 +13,7 @@ import re
 import sqlite3
 import threading
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -23,6 +23,7 @@ from opentelemetry.trace import SpanKind
 from sqlalchemy import CheckConstraint, create_engine, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm.exc import StaleDataError
 
 from session_metrics_otel import bind, instrument
 
@@ -51,6 +52,9 @@ class Order(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     item: Mapped[str]
     quantity: Mapped[int]
+    version: Mapped[int] = mapped_column()
+    # Whoever changes an order that somebody else has changed meanwhile gets a StaleDataError.
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
 
 
 class Truth:
@@ -102,6 +106,7 @@ class OrderService:
             ("POST", "/orders", re.compile(r"/orders"), self.place_order),
             ("GET", "/orders/{id}", re.compile(r"/orders/(\d+)"), self.show_order),
             ("POST", "/orders/{id}/more", re.compile(r"/orders/(\d+)/more"), self.order_more),
+            ("POST", "/orders/{id}/item", re.compile(r"/orders/(\d+)/item"), self.change_item),
             ("GET", "/report", re.compile(r"/report"), self.report),
             ("GET", "/forgetful", re.compile(r"/forgetful"), self.forget_to_close),
             ("GET", "/health", re.compile(r"/health"), self.health),
@@ -171,7 +176,29 @@ class OrderService:
             except IntegrityError:
                 session.rollback()
                 return 409, {"error": "an order is of one at least"}
+            except StaleDataError:
+                session.rollback()
+                return 409, {"error": "somebody else has just changed it"}
             return 200, {"quantity": order.quantity}
+
+    def change_item(self, order_id: str) -> tuple[int, Any]:
+        """Another item for an order that a colleague changes meanwhile: who comes second loses."""
+        with self._session() as session:
+            order = session.get(Order, int(order_id))
+            if order is None:
+                return 404, {"error": "no such order"}
+            with self._session() as colleague:
+                theirs = colleague.get_one(Order, int(order_id))
+                theirs.quantity += 1
+                with suppress(StaleDataError):
+                    colleague.commit()
+            order.item = "cocoa" if order.item != "cocoa" else "water"
+            try:
+                session.commit()
+            except StaleDataError:
+                session.rollback()
+                return 409, {"error": "somebody else has just changed it"}
+            return 200, {"item": order.item}
 
     def report(self) -> tuple[int, Any]:
         """How many orders there are, asked of a replica that is not always there."""
