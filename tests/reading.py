@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+import sqlalchemy
 from prometheus_client import REGISTRY
 
 PREFIX = "sqlalchemy_session_"
+
+_VERSION = tuple(int(part) for part in sqlalchemy.__version__.split(".")[:3])
+since_2_0_31 = pytest.mark.skipif(
+    _VERSION < (2, 0, 31), reason="what it uses came, or was mended, in a later SQLAlchemy 2.0"
+)
 
 
 def counted(factory: str = "default") -> dict[str, float]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from reading import since_2_0_31
 
 DEMO = [sys.executable, "-u", "-m", "session_metrics_otel", "demo"]
 ANY_PORTS = ["--port", "0", "--metrics-port", "0"]
@@ -29,6 +30,7 @@ def started(*arguments: str):
         process.communicate()
 
 
+@since_2_0_31
 def test_what_metrics_say_is_what_the_service_counted(tmp_path):
     truth = tmp_path / "truth.json"
     with started("--requests", "150", "--rate", "500", "--seed", "3", "--truth", truth) as demo:
@@ -58,6 +60,7 @@ def test_what_metrics_say_is_what_the_service_counted(tmp_path):
     assert output.rstrip().endswith("Stopped.")
 
 
+@since_2_0_31
 def test_it_stops_when_its_time_is_up():
     done = subprocess.run(
         [*DEMO, *ANY_PORTS, "--seconds", "1"],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hooks.conftest import Base, Order, Versioned
-from reading import changes, counted
+from reading import changes, counted, since_2_0_31
 from sqlalchemy import text
 from sqlalchemy.exc import (
     DBAPIError,
@@ -223,7 +223,14 @@ class TestLives:
             "peak": 1,
         }
 
-    @pytest.mark.parametrize("end", ["close", "reset", "invalidate"])
+    @pytest.mark.parametrize(
+        "end",
+        [
+            "close",
+            pytest.param("reset", marks=since_2_0_31),
+            pytest.param("invalidate", marks=since_2_0_31),
+        ],
+    )
     def test_used_again_after_its_end_is_a_new_record(self, orders, end):
         session = orders()
         session.execute(ONE)
@@ -369,6 +376,7 @@ class TestErrors:
         assert "transactions committed" not in found
         assert not [k for k in found if k.startswith("sqlalchemy_sessions")]
 
+    @since_2_0_31
     def test_an_optimistic_lock_that_fails(self, orders):
         with orders.begin() as session:
             session.add(Versioned(id=1))
@@ -385,6 +393,7 @@ class TestErrors:
         assert found["state_transitions active error"] == 1
         assert found["state_transitions error rolled_back"] == 1
 
+    @since_2_0_31
     def test_another_sessions_rollback_is_not_blamed_for_it(self, orders):
         with orders.begin() as session:
             session.add(Versioned(id=1))
@@ -534,12 +543,14 @@ class TestFlushes:
 
 
 class TestBehaviourIsUnchanged:
+    @since_2_0_31
     def test_closing_for_good(self, orders):
         session = orders(close_resets_only=False)
         session.close()
         with pytest.raises(InvalidRequestError):
             session.execute(ONE)
 
+    @since_2_0_31
     def test_an_error_of_close_is_the_applications(self, orders, monkeypatch):
         def refuse(_connection):
             raise sqlite3.OperationalError("gone")

@@ -183,7 +183,7 @@ class Adopter(Observer):
         return self._owner(dialect)
 
 
-def _observed(kind: type[Any], observer: Observer) -> type[Any]:
+def _observed(kind: type[Any], observer: Observer) -> type[Any]:  # noqa: C901 - one class
     """A subclass of the session class ``kind`` that tells ``observer`` of births and ends."""
 
     class ObservedSession(kind):  # type: ignore[misc]  # which class is known when it runs
@@ -203,8 +203,10 @@ def _observed(kind: type[Any], observer: Observer) -> type[Any]:
         def close(self) -> None:
             _end(self, super().close)
 
-        def reset(self) -> None:
-            _end(self, super().reset)
+        if hasattr(kind, "reset"):  # SQLAlchemy has it from 2.0.22
+
+            def reset(self) -> None:
+                _end(self, super().reset)
 
         def invalidate(self) -> None:
             _end(self, super().invalidate)
