@@ -293,7 +293,7 @@ class TestFaults:
                 raise RuntimeError("broken span")
 
             add_event = set_attributes = set_attribute = set_status = broken
-            record_exception = end = broken
+            record_exception = end = get_span_context = broken
 
         class Tracer(trace.NoOpTracer):
             def start_span(self, *_args, **_kwargs):
@@ -310,3 +310,5 @@ class TestFaults:
         logged = [r for r in caplog.records if r.name == "session_metrics_otel"]
         assert len(logged) == 1
         assert counted("traced")["duration_seconds_count"] == 1
+        assert counted("traced")["state_transitions active error"] == 1
+        assert counted("traced")["state_transitions closing closed"] == 1

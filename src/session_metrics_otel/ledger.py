@@ -54,7 +54,8 @@ class Tally:
         self.hit: Callable[[], object] = count().__next__
         self._reads = 0
         self._bulk: float = 0
-        self._lock = threading.Lock()
+        # Reentrant: what is collected while it is held may count as it goes.
+        self._lock = threading.RLock()
 
     def add(self, amount: float) -> None:
         """Add more than one at a time; a negative or zero amount changes nothing."""
@@ -74,7 +75,7 @@ class Tally:
 
     def forget(self) -> None:
         """Start again at nothing, with whoever holds ``hit`` none the wiser."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._reads = self.hit() + 1  # type: ignore[operator]
         self._bulk = 0
 
@@ -223,7 +224,7 @@ class FactoryLedger:
         self.live: dict[int, weakref.ref[Any]] = {}
         self.peak = 0
         self.seen = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._error_types: set[str] = set()
         self._failures: dict[str, Tally] = {}
         self._edges: list[tuple[Stage, SessionState, Tally]] = []
@@ -340,7 +341,7 @@ class FactoryLedger:
 
     def forget(self) -> None:
         """Start again at nothing, in place."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for reference in self.live.values():
             record = reference()
             if record is not None:

@@ -80,18 +80,22 @@ class SpanMirror:
 
     def exemplar(self, value: float) -> Exemplar | None:
         """``value`` with the way to this trace, where the span is sampled."""
-        context = self.span.get_span_context()
-        if not context.trace_flags.sampled:
+        try:
+            context = self.span.get_span_context()
+            if not context.trace_flags.sampled:
+                return None
+            trace_id = trace.format_trace_id(context.trace_id)
+            return Exemplar(value, trace_id, trace.format_span_id(context.span_id), time())
+        except Exception as fault:  # noqa: BLE001
+            caught("tracing", fault)
             return None
-        return Exemplar(
-            value,
-            trace.format_trace_id(context.trace_id),
-            trace.format_span_id(context.span_id),
-            time(),
-        )
 
 
 def current_mirror() -> SpanMirror | None:
     """A mirror onto the span that is current now, or None where none is recording."""
-    span = trace.get_current_span()
-    return SpanMirror(span, owned=False) if span.is_recording() else None
+    try:
+        span = trace.get_current_span()
+        return SpanMirror(span, owned=False) if span.is_recording() else None
+    except Exception as fault:  # noqa: BLE001
+        caught("tracing", fault)
+        return None
