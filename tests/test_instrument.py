@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gc
 import pickle
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -427,3 +429,30 @@ class TestMetricsFor:
             twin = pickle.loads(pickle.dumps(metrics_for(session)))
         assert twin.query_count == 1
         uninstrument(maker)
+
+
+def test_works_where_greenlet_is_missing():
+    """SQLAlchemy's asyncio extension needs it; an application without asyncio need not have it."""
+    program = """
+import sys
+sys.modules["greenlet"] = None
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import scoped_session, sessionmaker
+from session_metrics_otel import instrument, metrics_for, uninstrument
+engine = create_engine("sqlite://")
+for target in (sessionmaker(engine), scoped_session(sessionmaker(engine))):
+    instrument(target)
+    with target() as session:
+        session.execute(text("select 1"))
+        print(metrics_for(session).query_count)
+    uninstrument(target)
+instrument(engine)
+try:
+    instrument(42)
+except TypeError as refusal:
+    print(refusal)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith("1\n1\nCannot instrument 42: give a sessionmaker")

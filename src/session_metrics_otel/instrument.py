@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakSet
 
 from opentelemetry import trace
 from sqlalchemy import Dialect, Engine
-from sqlalchemy.ext.asyncio import (
-    AsyncEngine,
-    AsyncSession,
-    async_scoped_session,
-    async_sessionmaker,
-)
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from .catalog import DEFAULT_FACTORY
@@ -26,20 +21,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opentelemetry.trace import TracerProvider
+    from sqlalchemy.ext.asyncio import (
+        AsyncEngine,
+        AsyncSession,
+        async_scoped_session,
+        async_sessionmaker,
+    )
 
     from .session_metrics import DatabaseSessionMetrics
 
-Target = Union[
-    "sessionmaker[Any]",
-    "async_sessionmaker[Any]",
-    "scoped_session[Any]",
-    "async_scoped_session[Any]",
-    Engine,
-    AsyncEngine,
-    type[Session],
-    type[AsyncSession],
-]
-"""What ``instrument`` takes."""
+    Target = (
+        type[Session | AsyncSession]
+        | sessionmaker[Any]
+        | async_sessionmaker[Any]
+        | scoped_session[Any]
+        | async_scoped_session[Any]
+        | Engine
+        | AsyncEngine
+    )
+    """What ``instrument`` takes."""
 
 SpanMode = Literal["span", "attributes", "off"]
 """One span per session; its attributes and events on the caller's span; or nothing."""
@@ -160,9 +160,9 @@ def metrics_for(session: Any) -> DatabaseSessionMetrics:
         LookupError: The session is not instrumented, or has not yet used an instrumented engine.
         TypeError: ``session`` is no session.
     """
-    if isinstance(session, (scoped_session, async_scoped_session)):
+    if isinstance(session, (scoped_session, _asyncio("async_scoped_session"))):
         session = session()
-    if isinstance(session, AsyncSession):
+    if isinstance(session, _asyncio("AsyncSession")):
         session = session.sync_session
     if not isinstance(session, Session):
         message = f"metrics_for() takes a Session, AsyncSession or scoped session, not {session!r}."
@@ -177,6 +177,16 @@ def metrics_for(session: Any) -> DatabaseSessionMetrics:
     return record
 
 
+def _asyncio(name: str) -> Any:
+    """The class called ``name`` of SQLAlchemy's asyncio extension, to ask ``isinstance`` of.
+
+    The extension needs greenlet, which need not be there. Whoever has an object of it has imported
+    it; until then nothing is an instance, which is what the empty tuple says.
+    """
+    extension = sys.modules.get("sqlalchemy.ext.asyncio")
+    return () if extension is None else getattr(extension, name)
+
+
 def _check_option(name: str, given: object, taken: tuple[object, ...]) -> None:
     if given not in taken:
         message = f"{name}={given!r} is not taken; give one of {', '.join(map(repr, taken))}."
@@ -185,13 +195,13 @@ def _check_option(name: str, given: object, taken: tuple[object, ...]) -> None:
 
 def _subject(target: Any) -> Any:
     """What is hooked for ``target``: the sync engine, the maker inside a scoped session."""
-    if isinstance(target, (scoped_session, async_scoped_session)):
+    if isinstance(target, (scoped_session, _asyncio("async_scoped_session"))):
         return _subject(target.session_factory)
-    if isinstance(target, AsyncEngine):
+    if isinstance(target, _asyncio("AsyncEngine")):
         return target.sync_engine
-    if isinstance(target, (sessionmaker, async_sessionmaker, Engine)):
+    if isinstance(target, (sessionmaker, _asyncio("async_sessionmaker"), Engine)):
         return target
-    if isinstance(target, type) and issubclass(target, (Session, AsyncSession)):
+    if isinstance(target, type) and issubclass(target, (Session, _asyncio("AsyncSession"))):
         return target
     message = f"Cannot instrument {target!r}: give {_TAKEN}."
     raise TypeError(message)
