@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 from reading import counted
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import (
     AsyncSession,
     async_scoped_session,
@@ -31,7 +31,7 @@ def footprint(engine, maker=None):
         type(engine.pool),
         list(engine.dialect.dispatch.handle_error),
         Session.__init__,
-        maker and maker.class_,
+        maker and (maker.class_, maker.class_.__init__, set(vars(maker.class_))),
         maker and dict(maker.kw),
         {name for name in vars(maker or engine) if "session_metrics" in name},
         {name for name in vars(engine.dialect) if "session_metrics" in name},
@@ -318,6 +318,66 @@ class TestUninstrument:
         assert counted("again")["queries"] == 3
 
 
+class TestListeners:
+    """What an application listens for, it hears: before, meanwhile, and afterwards."""
+
+    def test_of_a_sessionmaker(self, engine):
+        maker = sessionmaker(engine)
+        heard = []
+
+        def before(_session):
+            heard.append("before")
+
+        def meanwhile(_session):
+            heard.append("meanwhile")
+
+        def use():
+            with maker() as session:
+                session.execute(ONE)
+                session.commit()
+
+        event.listen(maker, "after_commit", before)
+        instrument(maker, name="heard")
+        event.listen(maker, "after_commit", meanwhile)
+        use()
+        assert heard == ["before", "meanwhile"]
+        uninstrument(maker)
+        use()
+        assert heard == ["before", "meanwhile"] * 2
+        event.remove(maker, "after_commit", before)
+        event.remove(maker, "after_commit", meanwhile)
+        use()
+        assert heard == ["before", "meanwhile"] * 2
+
+    def test_of_one_session(self, engine):
+        maker = sessionmaker(engine)
+        instrument(maker, name="heard")
+        heard = []
+        with maker() as session:
+            event.listen(session, "after_commit", lambda _session: heard.append("commit"))
+            session.execute(ONE)
+            session.commit()
+        assert heard == ["commit"]
+        assert counted("heard")["transactions committed"] == 1
+        uninstrument(maker)
+
+    def test_of_every_session(self, engine):
+        maker = sessionmaker(engine)
+        instrument(maker, name="heard")
+        heard = []
+
+        def commit(_session):
+            heard.append("commit")
+
+        event.listen(Session, "after_commit", commit)
+        with maker() as session:
+            session.execute(ONE)
+            session.commit()
+        event.remove(Session, "after_commit", commit)
+        uninstrument(maker)
+        assert heard == ["commit"]
+
+
 class TestEngines:
     def test_one_configured_later_is_found(self, engine):
         maker = sessionmaker()
@@ -436,7 +496,7 @@ def test_works_where_greenlet_is_missing():
     program = """
 import sys
 sys.modules["greenlet"] = None
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import scoped_session, sessionmaker
 from session_metrics_otel import instrument, metrics_for, uninstrument
 engine = create_engine("sqlite://")

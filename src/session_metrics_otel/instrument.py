@@ -218,19 +218,18 @@ def _install(subject: Any, observer: Observer) -> Callable[[], None]:
     for bind in (subject.kw.get("bind"), *(subject.kw.get("binds") or {}).values()):
         observer.meet(bind)
     if isinstance(subject, sessionmaker):
-        original = subject.class_
-        subject.class_ = observer.observed_class(original)
-        return lambda: setattr(subject, "class_", original)
+        return watch(subject.class_, observer)  # every sessionmaker makes a class of its own
     return _give_sync_class(subject, observer)
 
 
 def _give_sync_class(maker: async_sessionmaker[Any], observer: Observer) -> Callable[[], None]:
     # By argument: an async_sessionmaker's class may be AsyncSession itself, which is everyone's.
     given = maker.kw.get("sync_session_class")
-    original = given or maker.class_.sync_session_class
-    maker.kw["sync_session_class"] = observer.observed_class(original)
+    own, leave = _watched_subclass(given or maker.class_.sync_session_class, observer)
+    maker.kw["sync_session_class"] = own
 
     def restore() -> None:
+        leave()
         if given is None:
             del maker.kw["sync_session_class"]
         else:
@@ -240,16 +239,26 @@ def _give_sync_class(maker: async_sessionmaker[Any], observer: Observer) -> Call
 
 
 def _replace_sync_class(kind: type[AsyncSession], observer: Observer) -> Callable[[], None]:
-    own = kind.__dict__.get("sync_session_class")
-    kind.sync_session_class = observer.observed_class(kind.sync_session_class)
+    given = kind.__dict__.get("sync_session_class")
+    own, leave = _watched_subclass(kind.sync_session_class, observer)
+    kind.sync_session_class = own
 
     def restore() -> None:
-        if own is None:
+        leave()
+        if given is None:
             del kind.sync_session_class
         else:
-            kind.sync_session_class = own
+            kind.sync_session_class = given
 
     return restore
+
+
+def _watched_subclass(
+    kind: type[Session], observer: Observer
+) -> tuple[type[Session], Callable[[], None]]:
+    """A subclass for one factory alone, as a sessionmaker makes one; and the end of its watch."""
+    own = type(kind.__name__, (kind,), {"__module__": kind.__module__})
+    return own, watch(own, observer)
 
 
 def _adopt_sessions_of(engine: Engine, observer: Observer) -> Callable[[], None]:

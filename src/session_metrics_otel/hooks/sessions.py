@@ -48,6 +48,9 @@ _NOT_WORKING = (_CREATED, _CLOSED)
 ATTACHED = "_session_metrics"
 """Where a Session keeps its record."""
 
+WATCH = "_session_metrics_watch"
+"""Where a session class that is watched keeps its watch."""
+
 
 def _new_prefix() -> None:
     """Give this process's session ids a beginning of their own, also after a fork."""
@@ -123,6 +126,15 @@ class Observer:
         """Who counts a session that uses the engine of ``dialect``."""
         return self
 
+    def begin(self, session: Session) -> None:
+        """Take note of a session that was made just now, and of its engine."""
+        try:
+            self.born(session)
+            if session.bind is not self.met:
+                self.meet(session.bind)
+        except Exception as fault:  # noqa: BLE001 - never the session's trouble
+            caught("sessions", fault)
+
     def meet(self, bind: Any) -> None:
         """Make sure that the engine behind ``bind`` is observed."""
         if bind is not None and bind is not self.met:
@@ -183,22 +195,12 @@ class Adopter(Observer):
         return self._owner(dialect)
 
 
-def _observed(kind: type[Any], observer: Observer) -> type[Any]:  # noqa: C901 - one class
-    """A subclass of the session class ``kind`` that tells ``observer`` of births and ends."""
+def _observed(kind: type[Any], observer: Observer) -> type[Any]:
+    """A subclass of the session class ``kind`` that tells ``observer`` of what is done to it."""
 
     class ObservedSession(kind):  # type: ignore[misc]  # which class is known when it runs
         __slots__ = ()  # an instance's class can only be changed for one of the same layout
         _session_observer = observer
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            if not observer.adopts:
-                try:
-                    observer.born(self)
-                    if self.bind is not observer.met:
-                        observer.meet(self.bind)
-                except Exception as fault:  # noqa: BLE001 - never the session's trouble
-                    caught("sessions", fault)
 
         def close(self) -> None:
             _end(self, super().close)
@@ -357,7 +359,11 @@ def attached_record(session: Session) -> DatabaseSessionMetrics | None:
 
 
 class _Watch:
-    """A class whose ``__init__`` is ours while somebody watches what is made of it."""
+    """A class whose ``__init__`` is ours while somebody watches what is made of it.
+
+    The class stays where it is, as listeners are registered with it; it is the session made of it
+    that becomes an instance of an observed subclass.
+    """
 
     def __init__(self, kind: type[Session]) -> None:
         self.kind = kind
@@ -369,11 +375,16 @@ class _Watch:
         watch = self
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            if observer_of(self) is not None:
+            if (
+                observer_of(self) is not None
+            ):  # the watch on a class derived from this one came first
                 original(self, *args, **kwargs)
-            else:
-                self.__class__ = watch.chosen().observed_class(type(self))
-                self.__init__(*args, **kwargs)
+                return
+            observer = watch.chosen()
+            self.__class__ = observer.observed_class(type(self))
+            original(self, *args, **kwargs)
+            if not observer.adopts:
+                observer.begin(self)
 
         self.kind.__init__ = __init__  # type: ignore[method-assign]
 
@@ -384,14 +395,11 @@ class _Watch:
     def leave(self, observer: Observer) -> None:
         self.observers.remove(observer)
         if not self.observers:
-            del _watches[self.kind]
+            delattr(self.kind, WATCH)
             if self.own is None:
                 del self.kind.__init__
             else:
                 self.kind.__init__ = self.own  # type: ignore[method-assign]
-
-
-_watches: dict[type[Session], _Watch] = {}
 
 
 def watch(kind: type[Session], observer: Observer) -> Callable[[], None]:
@@ -400,9 +408,10 @@ def watch(kind: type[Session], observer: Observer) -> Callable[[], None]:
     Returns:
         A call that ends it, and puts ``kind`` back as it was where nobody else watches.
     """
-    found = _watches.get(kind)
+    found: _Watch | None = vars(kind).get(WATCH)
     if found is None:
-        found = _watches[kind] = _Watch(kind)
+        found = _Watch(kind)
+        setattr(kind, WATCH, found)
         found.install()
     found.observers.append(observer)
     return lambda: found.leave(observer)
