@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_ledger() -> Iterator[None]:
-    """Each test begins with nothing counted."""
+def _fresh_ledger(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test begins with nothing counted, and ends without a fault that it did not announce."""
     yield
     gc.collect()
+    caught, expected = set(faults._logged), request.node.get_closest_marker("faults") is not None
     LEDGER.forget()
     for name in [name for name in LEDGER._factories if name != DEFAULT_FACTORY]:
         del LEDGER._factories[name]
@@ -33,6 +34,7 @@ def _fresh_ledger() -> Iterator[None]:
             del LEDGER._series[metric, labels]
     LEDGER._factories[DEFAULT_FACTORY].seen = False
     faults._logged.clear()
+    assert expected or not caught, "telemetry failed, as the log says"
 
 
 @pytest.fixture

@@ -460,6 +460,20 @@ class TestMemory:
         gc.collect()
         assert [reference() for reference in references] == [None, None]
 
+    def test_a_sessionmaker_for_each_request_leaves_nothing(self, engine):
+        instrument(engine, name="careless")
+        classes = []
+        for _ in range(3):
+            maker = sessionmaker(engine)
+            classes.append(weakref.ref(maker.class_))
+            with maker() as session:
+                session.execute(ONE)
+        del maker, session
+        gc.collect()
+        assert [reference() for reference in classes] == [None] * 3
+        assert counted("careless")["queries"] == 3
+        uninstrument(engine)
+
     def test_a_finished_session_leaves_nothing(self, engine):
         maker = sessionmaker(engine)
         instrument(maker, name="tidy")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import logging
 import re
+import sys
 
 import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -152,6 +154,7 @@ class TestExemplars:
 
 
 class TestRegistering:
+    @pytest.mark.faults
     def test_a_registry_that_holds_our_name_keeps_what_it_has(self, caplog):
         registry = CollectorRegistry()
         Counter("sqlalchemy_session_queries", "somebody else's", registry=registry).inc()
@@ -163,11 +166,10 @@ class TestRegistering:
 
 class TestCost:
     def test_a_scrape_makes_the_same_calls_at_10_and_at_100_000_live_sessions(self, registry):
+        self.calls(registry, 10)  # what happens the first time only is not of interest
         assert self.calls(registry, 10) == self.calls(registry, 100_000)
 
     def calls(self, registry, live):
-        import sys
-
         kept = [SessionMetrics(factory="many") for _ in range(live)]
         generate_latest(registry)
         count = 0
@@ -176,11 +178,13 @@ class TestCost:
             nonlocal count
             count += event in ("call", "c_call")
 
+        gc.disable()  # what is collected meanwhile makes calls of its own
         sys.setprofile(profile)
         try:
             generate_latest(registry)
         finally:
             sys.setprofile(None)
+            gc.enable()
         for metrics in kept:
             metrics.close()
         LEDGER.forget()

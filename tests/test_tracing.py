@@ -264,6 +264,7 @@ class TestUserId:
 
 
 class TestFaults:
+    @pytest.mark.faults
     def test_a_span_processor_that_raises_is_kept_from_the_session(self, make, caplog):
         class Broken(SpanProcessor):
             def on_start(self, span, parent_context=None):
@@ -284,6 +285,7 @@ class TestFaults:
         assert counted("traced")["duration_seconds_count"] == 3
         provider.shutdown()
 
+    @pytest.mark.faults
     def test_a_span_that_raises_is_kept_from_the_session(self, make, caplog):
         class BrokenSpan(trace.NonRecordingSpan):
             def is_recording(self):

@@ -181,6 +181,7 @@ def test_is_worked_out_once_for_a_compiled_statement(engine, described, monkeypa
     assert described[0] is described[1] is described[2]
 
 
+@pytest.mark.faults
 def test_a_fault_leaves_the_statement_alone(engine, described, monkeypatch):
     def broken(compiled):
         raise RuntimeError("broken")

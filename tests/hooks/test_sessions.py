@@ -565,6 +565,7 @@ class TestBehaviourIsUnchanged:
         session.close()
         assert metrics_for(session).state == "closed"
 
+    @pytest.mark.faults
     def test_a_fault_of_ours_is_logged_once_and_counted(self, orders, monkeypatch, caplog):
         from session_metrics_otel.session_metrics import DatabaseSessionMetrics
 

@@ -48,6 +48,12 @@ _NOT_WORKING = (_CREATED, _CLOSED)
 ATTACHED = "_session_metrics"
 """Where a Session keeps its record."""
 
+OWNER = "_session_metrics_owner"
+"""Where a session that was adopted keeps the observer that counts it."""
+
+OBSERVED = "_session_metrics_observed"
+"""Where a session class keeps the subclass that its watched sessions are instances of."""
+
 WATCH = "_session_metrics_watch"
 """Where a session class that is watched keeps its watch."""
 
@@ -102,14 +108,15 @@ class Observer:
         self._meet = meet
         self.met: Any = None
         self._span_name = f"session {name}"
-        self._classes: dict[type[Session], type[Session]] = {}
 
     def observed_class(self, kind: type[Session]) -> type[Session]:
-        """The class that ``kind``'s sessions are made of while this observer watches them."""
-        found = self._classes.get(kind)
-        if found is None:
-            found = self._classes[kind] = _observed(kind, self)
+        """The class that ``kind``'s sessions become instances of while they are watched."""
+        # Kept on `kind`, so that it goes when that goes: some make a sessionmaker for each request.
+        found: type[Session] | None = vars(kind).get(OBSERVED)
+        if found is None or observer_of(found) is not self:
+            found = _observed(kind, self)
             _listen(found)
+            setattr(kind, OBSERVED, found)
         return found
 
     def born(self, session: Session) -> DatabaseSessionMetrics:
@@ -120,6 +127,8 @@ class Observer:
         )
         record.hooked(perf_counter(), bound.route, get_current())
         session.__dict__[ATTACHED] = record
+        if observer_of(session) is not self:
+            session.__dict__[OWNER] = self
         return record
 
     def for_engine(self, dialect: Dialect) -> Observer | None:  # noqa: ARG002 - see Adopter
@@ -188,7 +197,6 @@ class Adopter(Observer):
         self, owner: Callable[[Dialect], Observer | None]
     ) -> None:
         self._owner = owner
-        self._classes = {}
 
     def for_engine(self, dialect: Dialect) -> Observer | None:
         """The observer of the engine of ``dialect``, or None where that is not instrumented."""
@@ -252,7 +260,7 @@ def _end(session: Any, end: Callable[[], None]) -> None:
         if record.transaction_began is not None:
             record.ended_transaction("closed")
         record.close_session()
-        observer: Observer = session._session_observer
+        observer: Observer = session.__dict__.get(OWNER) or session._session_observer
         if observer.ended is not None:
             observer.ended(observer)
     except Exception as fault:  # noqa: BLE001
@@ -396,6 +404,8 @@ class _Watch:
         self.observers.remove(observer)
         if not self.observers:
             delattr(self.kind, WATCH)
+            if OBSERVED in vars(self.kind):
+                delattr(self.kind, OBSERVED)
             if self.own is None:
                 del self.kind.__init__
             else:
