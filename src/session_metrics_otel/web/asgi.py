@@ -1,0 +1,65 @@
+"""ASGI: FastAPI, Starlette, and whatever else keeps the matched route in the scope."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from session_metrics_otel.binding import current_binding
+
+from .request import RequestBinding, request_id_from
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+    ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def route_of(scope: Any) -> str | None:
+    """The template of the route that Starlette or FastAPI chose, or None before it has."""
+    return getattr(scope.get("route"), "path", None)
+
+
+class BindingMiddleware:
+    """Binds request id, user and route for the sessions of each request and websocket.
+
+    The request id is the client's ``X-Request-Id``, or a new one. User and route are looked up
+    when a session is born: routing and authentication may come later than this middleware.
+
+    Args:
+        app: The application inside.
+        user_id: Says whose the request is, from its scope; None where nobody's. By default no user
+            is bound.
+        route: Says the route's template, from the scope; by default as Starlette and FastAPI do.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        user_id: Callable[[Any], object] | None = None,
+        route: Callable[[Any], object] = route_of,
+    ) -> None:
+        self.app = app
+        self._find_user = user_id
+        self._find_route = route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what ``scope`` describes."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self.app(scope, receive, send)
+            return
+        header = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        binding = RequestBinding.of(
+            scope,
+            request_id_from(header.decode("latin-1")),
+            find_user=self._find_user,
+            find_route=self._find_route,
+        )
+        token = current_binding.set(binding)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            current_binding.reset(token)
