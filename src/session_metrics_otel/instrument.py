@@ -225,6 +225,8 @@ def _install(subject: Any, observer: Observer) -> Callable[[], None]:
 def _give_sync_class(maker: async_sessionmaker[Any], observer: Observer) -> Callable[[], None]:
     # By argument: an async_sessionmaker's class may be AsyncSession itself, which is everyone's.
     given = maker.kw.get("sync_session_class")
+    if isinstance(given, sessionmaker):  # as advanced-alchemy gives, for its listeners
+        return watch(given.class_, observer)
     own, leave = _watched_subclass(given or maker.class_.sync_session_class, observer)
     maker.kw["sync_session_class"] = own
 

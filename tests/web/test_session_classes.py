@@ -89,7 +89,7 @@ async def test_advanced_alchemy():
     maker = config.create_session_maker()
     instrument(maker, name="advanced")
     async with maker() as session:
-        assert await Orders(session=session).list() == []
+        assert await Orders(session=session).get_many() == []
         await session.commit()
     uninstrument(maker)
     await engine.dispose()
