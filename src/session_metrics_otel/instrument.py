@@ -13,8 +13,9 @@ from sqlalchemy import Dialect, Engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from .catalog import DEFAULT_FACTORY
-from .hooks import pools, statements
+from .hooks import connection_spans, pools, statements
 from .hooks.sessions import Adopter, Observer, attached_record, watch
+from .hooks.statement_spans import StatementSpans
 from .ledger import LEDGER
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
         async_sessionmaker,
     )
 
+    from .hooks.comments import SqlComments
+    from .hooks.statement_spans import StatementHook
     from .session_metrics import DatabaseSessionMetrics
 
     Target = (
@@ -101,6 +104,10 @@ def instrument(
     spans: SpanMode = "span",
     user_id: UserIdMode | None = None,
     tracer_provider: TracerProvider | None = None,
+    statement_spans: bool = True,
+    transaction_spans: bool = False,
+    statement_hook: StatementHook | None = None,
+    sql_comments: SqlComments | None = None,
 ) -> None:
     """Count the sessions of ``target`` from here on, and trace them.
 
@@ -116,6 +123,13 @@ def instrument(
             and events go onto the caller's current span. ``off``: neither.
         user_id: ``plain`` or ``hashed`` to have the user's id on the session's span.
         tracer_provider: Where spans come from; the application's own (global) one where None.
+        statement_spans: Whether each statement and each connecting has a span, by OpenTelemetry's
+            database conventions; never where ``spans`` is ``off``.
+        transaction_spans: Whether commits and rollbacks have a span, where statements have.
+        statement_hook: Called with the span of each statement, before it ends, and SQLAlchemy's
+            execution context, to add attributes of one's own.
+        sql_comments: What to say in a comment at the end of each traced statement, such as its
+            ``traceparent``; None for no comments.
 
     Raises:
         TypeError: ``target`` is nothing that can be instrumented.
@@ -127,11 +141,20 @@ def instrument(
     with _lock:
         if MARK in vars(subject):
             return
+        tracer = trace.get_tracer("session_metrics_otel", tracer_provider=tracer_provider)
+        traced = StatementSpans(
+            tracer,
+            hook=statement_hook,
+            comments=sql_comments,
+            transactions=transaction_spans,
+            own_spans=spans == "span",
+        )
         observer = Observer(
             name,
             spans=spans,
             user_id=user_id,
-            tracer=trace.get_tracer("session_metrics_otel", tracer_provider=tracer_provider),
+            tracer=tracer,
+            statements=traced if statement_spans and spans != "off" else None,
             meet=_hook_engine,
         )
         setattr(subject, MARK, _Instrumented(observer, _install(subject, observer)))
@@ -266,6 +289,7 @@ def _watched_subclass(
 def _adopt_sessions_of(engine: Engine, observer: Observer) -> Callable[[], None]:
     hooks = _hook_engine(observer, engine)
     hooks.owner = observer
+    _choose_core_spans(engine, hooks)
     leave = watch(Session, _adopter)
 
     def restore() -> None:
@@ -284,10 +308,19 @@ def _hook_engine(observer: Observer, bind: Any) -> _EngineHooks:
             hooks = _EngineHooks()
             setattr(engine.dialect, MARK, hooks)
             statements.hook(engine)
+            connection_spans.hook(engine)
             pools.hook(engine)
         hooks.users.add(observer)
         observer.engines.add(engine)
+        _choose_core_spans(engine, hooks)
         return hooks
+
+
+def _choose_core_spans(engine: Engine, hooks: _EngineHooks) -> None:
+    """Statements that no session sends are traced as the engine says, or else any factory of it."""
+    observers = [hooks.owner, *sorted(hooks.users, key=lambda observer: observer.name)]
+    traced = [observer.statements for observer in observers if observer is not None]
+    statements.trace_core(engine, next((found for found in traced if found is not None), None))
 
 
 def _leave_engines(observer: Observer) -> None:
@@ -302,5 +335,8 @@ def _leave_engines(observer: Observer) -> None:
                 hooks.users.discard(observer)
                 if not hooks.users:
                     delattr(engine.dialect, MARK)
+                    connection_spans.unhook(engine)
                     statements.unhook(engine)
                     pools.unhook(engine)
+                else:
+                    _choose_core_spans(engine, hooks)

@@ -115,6 +115,7 @@ _SLOTS = (
     "request_id",
     "route",
     "session_id",
+    "statement_spans",
     "total_time_ms",
     "transaction_began",
     "user_id",
@@ -348,10 +349,17 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         self.route = route
         self.context = context
         self.transaction_began: float | None = None
+        self.statement_spans: Any = None
 
-    def mirror_on(self, mirror: SpanMirror | None) -> None:
-        """Mirror onto this span from here on."""
+    def mirror_on(self, mirror: SpanMirror | None, statement_spans: Any) -> None:
+        """Mirror onto this span from here on.
+
+        Args:
+            mirror: The span; None where it is not recorded.
+            statement_spans: What the hooks trace its statements with; None where they do not.
+        """
         self._mirror = mirror
+        self.statement_spans = statement_spans
 
     def flushed(self, *, inserted: int, updated: int, deleted: int) -> None:
         """Count one flush and the ORM objects it wrote."""

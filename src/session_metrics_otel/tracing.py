@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import time
 from typing import TYPE_CHECKING
 
+from opentelemetry import context as api_context
 from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
@@ -14,6 +15,7 @@ from .ledger import Exemplar
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from opentelemetry.context import Context
     from opentelemetry.trace import Span
     from opentelemetry.util.types import AttributeValue
 
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
 
 PREFIX = "sqlalchemy.session."
 STATE_EVENT = "sqlalchemy.session.state"
+
+SUPPRESSED = "suppress_instrumentation"
+"""What OpenTelemetry's instrumentations set in a context, and heed there, for silence."""
+
+# The API's own key for the same has no public name.
+_API_SUPPRESSED: str = getattr(api_context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESSED)
 
 
 class SpanMirror:
@@ -30,13 +38,15 @@ class SpanMirror:
         span: The span.
         owned: Whether the span is the session's own. Then its attributes are written once, at its
             end; on a span of the caller's, which may end at any time, with each change.
+        context: The context that children of the span begin in; None where it is the caller's.
     """
 
-    __slots__ = ("owned", "span")
+    __slots__ = ("context", "owned", "span")
 
-    def __init__(self, span: Span, *, owned: bool) -> None:
+    def __init__(self, span: Span, *, owned: bool, context: Context | None = None) -> None:
         self.span = span
         self.owned = owned
+        self.context = context
 
     def moved(
         self,
@@ -89,6 +99,11 @@ class SpanMirror:
         except Exception as fault:  # noqa: BLE001
             caught("tracing", fault)
             return None
+
+
+def suppressed(context: Context) -> bool:
+    """Whether ``suppress_instrumentation()`` is in force in ``context``."""
+    return bool(context.get(SUPPRESSED) or context.get(_API_SUPPRESSED))
 
 
 def current_mirror() -> SpanMirror | None:

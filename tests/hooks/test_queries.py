@@ -182,6 +182,7 @@ def test_is_worked_out_once_for_a_compiled_statement(engine, described, monkeypa
 
 
 @pytest.mark.faults
+@pytest.mark.faults
 def test_a_fault_leaves_the_statement_alone(engine, described, monkeypatch):
     def broken(compiled):
         raise RuntimeError("broken")
@@ -230,6 +231,7 @@ def test_sanitised_where_brackets_are_quotes():
 def text_compiled_by(dialect, statement):
     class Context:
         compiled = text(statement).compile(dialect=dialect)
+        executemany = False
 
     return Context
 

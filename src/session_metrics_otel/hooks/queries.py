@@ -32,10 +32,11 @@ from .query_text import TEXT_LIMIT, sanitised, summary_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy.engine.interfaces import ExecutionContext
-
 KEPT = "_session_metrics_query"
 """Where a compiled statement keeps its ``Query``."""
+
+KEPT_BATCH = "_session_metrics_batch"
+"""Where it keeps the one of a batch: of executing it with several sets of parameters."""
 
 
 class Query(NamedTuple):
@@ -60,20 +61,38 @@ _SAVEPOINTS = (SavepointClause, ReleaseSavepointClause, RollbackToSavepointClaus
 UNKNOWN = Query("", "", "", "")
 
 
-def describe(context: ExecutionContext) -> Query:
-    """The statement that ``context`` executes. Never raises."""
-    compiled: Any = context.compiled
+def batch_size(context: Any) -> int:
+    """``db.operation.batch.size``: sets of parameters; 0 where there is but one, which is none."""
+    if not context.executemany:
+        return 0
+    size = len(context.parameters)
+    return size if size > 1 else 0
+
+
+def describe(context: Any) -> Query:
+    """The statement that SQLAlchemy's ``ExecutionContext`` executes. Never raises.
+
+    One that is sent with several sets of parameters is a batch: ``BATCH INSERT orders``.
+    """
+    compiled = context.compiled
     try:
         if compiled is None:  # a text that goes to the driver as it is
             return _read(context.dialect, context.statement or "", "", "")
-        found: Query | None = compiled.__dict__.get(KEPT)
+        kept = KEPT_BATCH if context.executemany and len(context.parameters) > 1 else KEPT
+        found: Query | None = compiled.__dict__.get(kept)
         if found is None:
-            found = compiled.__dict__[KEPT] = _query_of(compiled)
+            query = _query_of(compiled)
+            found = compiled.__dict__[kept] = query if kept is KEPT else _batch_of(query)
     except Exception as fault:  # noqa: BLE001 - never the statement's trouble
         caught("queries", fault)
         return UNKNOWN
     else:
         return found
+
+
+def _batch_of(query: Query) -> Query:
+    operation = f"BATCH {query.operation}" if query.operation else ""
+    return query._replace(operation=operation, summary=f"BATCH {query.summary}".rstrip())
 
 
 def _query_of(compiled: Any) -> Query:

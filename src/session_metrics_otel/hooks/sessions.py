@@ -27,7 +27,7 @@ from session_metrics_otel.catalog import SessionState
 from session_metrics_otel.faults import caught
 from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.session_metrics import DatabaseSessionMetrics
-from session_metrics_otel.tracing import SpanMirror
+from session_metrics_otel.tracing import SpanMirror, suppressed
 
 from .statements import RECORD
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
     from sqlalchemy import Connection, Dialect, Engine
     from sqlalchemy.orm import UOWTransaction
+
+    from .statement_spans import StatementSpans
 
 _ACTIVE = SessionState.ACTIVE
 _CLOSED = SessionState.CLOSED
@@ -79,6 +81,7 @@ class Observer:
         spans: ``span``, ``attributes`` or ``off``.
         user_id: ``plain``, ``hashed`` or None: how the user's id goes onto a span.
         tracer: Where spans come from.
+        statements: What statements are traced with; None where they are not.
         meet: Called with each engine the sessions are bound to, so that its statements are seen.
 
     Attributes:
@@ -96,6 +99,7 @@ class Observer:
         spans: str,
         user_id: str | None,
         tracer: Tracer,
+        statements: StatementSpans | None,
         meet: Callable[[Observer, Any], object],
     ) -> None:
         self.name = name
@@ -105,6 +109,7 @@ class Observer:
         self._spans = spans
         self._user_id = user_id
         self._tracer = tracer
+        self.statements = statements
         self._meet = meet
         self.met: Any = None
         self._span_name = f"session {name}"
@@ -155,17 +160,25 @@ class Observer:
         record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
         if record is None or record.state is _CLOSED:
             record = self.born(session)
-        if record.state is _CREATED and self._spans != "off":
-            record.mirror_on(self._start_mirror(record))
+        # It may have asked for its connection before, and have its span since.
+        if record.state is _CREATED and self._spans != "off" and record._mirror is None:
+            record.mirror_on(self._start_mirror(record), self.statements)
         return record
 
     def _start_mirror(self, record: DatabaseSessionMetrics) -> SpanMirror | None:
         try:
+            if suppressed(record.context):
+                return None
             if self._spans == "attributes":
                 span = trace.get_current_span(record.context)
             else:
                 span = self._start_span(record)
-            return SpanMirror(span, owned=self._spans == "span") if span.is_recording() else None
+            if not span.is_recording():
+                return None
+            if self._spans == "attributes":
+                return SpanMirror(span, owned=False)
+            inside = trace.set_span_in_context(span, record.context)
+            return SpanMirror(span, owned=True, context=inside)
         except Exception as fault:  # noqa: BLE001 - a broken provider is not the session's trouble
             caught("tracing", fault)
             return None
@@ -346,6 +359,16 @@ def connection_refused(dialect: Dialect, error: BaseException) -> None:
     No event tells which session that was, but its transaction is on the stack; and looking there
     costs nothing until it happens.
     """
+    record = asking_record(dialect)
+    if record is not None:
+        try:
+            record.record_error(error)
+        except Exception as fault:  # noqa: BLE001
+            caught("sessions", fault)
+
+
+def asking_record(dialect: Dialect) -> DatabaseSessionMetrics | None:
+    """The record of the session that asks for a connection just now, where one does."""
     try:
         frame = sys._getframe(1)
         while frame is not None:
@@ -353,12 +376,11 @@ def connection_refused(dialect: Dialect, error: BaseException) -> None:
             if isinstance(asking, SessionTransaction):
                 observer = observer_of(asking.session)
                 observer = observer and observer.for_engine(dialect)
-                if observer is not None:
-                    observer.working(asking.session).record_error(error)
-                return
+                return None if observer is None else observer.working(asking.session)
             frame = frame.f_back  # type: ignore[assignment]
     except Exception as fault:  # noqa: BLE001
         caught("sessions", fault)
+    return None
 
 
 def attached_record(session: Session) -> DatabaseSessionMetrics | None:

@@ -13,11 +13,16 @@ from sqlalchemy import event
 
 from session_metrics_otel.faults import caught
 
+from .servers import server_attributes
+
 if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext
 
     from session_metrics_otel.session_metrics import DatabaseSessionMetrics
+
+    from .servers import Attributes
+    from .statement_spans import Started, StatementSpans
 
 RECORD = "_session_metrics_record"
 """Where a Connection keeps the record of the session that began a transaction on it."""
@@ -29,22 +34,53 @@ def record_of(connection: Any) -> DatabaseSessionMetrics | None:
 
 
 class _ObservedContext:
-    """Laid over a dialect's execution context class."""
+    """Laid over a dialect's execution context class.
+
+    Attributes:
+        server: The attributes that all spans of the engine have.
+        core_spans: What statements that no session sent are traced with; None: not at all.
+        started: The span of the statement that is being executed, or None.
+    """
 
     root_connection: Any
+    replaced: Any
+    server: Attributes
+    core_spans: StatementSpans | None
+    started: Started | None = None
 
     def pre_exec(self) -> None:
-        record = self.root_connection.__dict__.get(RECORD)
-        if record is not None and record.transaction_began is not None:
-            try:
-                record.sent_query()
-            except Exception as fault:  # noqa: BLE001 - never the statement's trouble
-                caught("statements", fault)
         super().pre_exec()  # type: ignore[misc]
+        record = self.root_connection.__dict__.get(RECORD)
+        try:
+            if record is None or record.transaction_began is None:
+                spans, record = self.core_spans, None
+            else:
+                record.sent_query()
+                spans = record.statement_spans
+            if spans is not None:
+                self.started = spans.start(self, record, self.server)
+        except Exception as fault:  # noqa: BLE001 - never the statement's trouble
+            caught("statements", fault)
+
+    def post_exec(self) -> None:
+        if self.started is not None:
+            self._end_span(None)
+        super().post_exec()  # type: ignore[misc]
+
+    def _end_span(self, error: BaseException | None) -> None:
+        started, self.started = self.started, None
+        try:
+            if started is not None:
+                started.end(self, error)
+        except Exception as fault:  # noqa: BLE001 - never the statement's trouble
+            caught("tracing", fault)
 
 
 def _handle_error(context: ExceptionContext) -> None:
     try:
+        execution = context.execution_context
+        if isinstance(execution, _ObservedContext) and execution.started is not None:
+            execution._end_span(context.original_exception)
         connection = context.connection
         record = None if connection is None else record_of(connection)
         if record is not None:
@@ -61,9 +97,14 @@ def hook(engine: Engine) -> None:
     dialect.execution_ctx_cls = type(
         dialect.execution_ctx_cls.__name__,
         (_ObservedContext, dialect.execution_ctx_cls),
-        {"replaced": replaced},
+        {"replaced": replaced, "server": server_attributes(engine), "core_spans": None},
     )
     event.listen(engine, "handle_error", _handle_error)
+
+
+def trace_core(engine: Engine, spans: StatementSpans | None) -> None:
+    """Trace the statements of ``engine`` that no session sends with ``spans``."""
+    engine.dialect.execution_ctx_cls.core_spans = spans  # type: ignore[attr-defined]
 
 
 def unhook(engine: Engine) -> None:

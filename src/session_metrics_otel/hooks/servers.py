@@ -1,0 +1,61 @@
+"""The database server of an engine, and what it says of an error: in the conventions' terms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+Attributes = dict[str, str | int]
+
+# Where OpenTelemetry's name for a database is not SQLAlchemy's.
+_SYSTEMS = {
+    "mssql": "microsoft.sql_server",
+    "oracle": "oracle.db",
+    "redshift": "aws.redshift",
+    "bigquery": "gcp.bigquery",
+    "spanner+spanner": "gcp.spanner",
+    "hana": "sap.hana",
+    "db2": "ibm.db2",
+    "ibm_db_sa": "ibm.db2",
+}
+
+
+def server_attributes(engine: Engine) -> Attributes:
+    """What is the same for all that ``engine`` does, by the database conventions.
+
+    ``db.system.name``, and what the engine's URL says: ``db.namespace``, ``server.address`` and
+    ``server.port``, the last with an address alone.
+    """
+    dialect: Any = engine.dialect
+    url = engine.url
+    name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
+    found: Attributes = {"db.system.name": _SYSTEMS.get(name, name)}
+    if url.database:
+        found["db.namespace"] = url.database
+    # asyncpg and psycopg take a host in the query as well: a socket's folder, mostly.
+    host = url.host or url.query.get("host")
+    if isinstance(host, str) and host:
+        found["server.address"] = host
+        if url.port:
+            found["server.port"] = url.port
+    return found
+
+
+def status_code(error: BaseException) -> str:
+    """``db.response.status_code``: the SQLSTATE, or the vendor's number; "" where there is none."""
+    for attribute in ("sqlstate", "pgcode"):
+        found = getattr(error, attribute, None)
+        if isinstance(found, str) and found:
+            return found
+    detail = error.args[0] if error.args else None
+    if type(detail) is int:  # MySQL's drivers
+        return str(detail)
+    code = getattr(detail, "full_code", None)  # Oracle's: ORA-00942
+    return code if isinstance(code, str) else ""
+
+
+def error_type(error: BaseException) -> str:
+    """``error.type``: the status code, else the class of the driver's own exception."""
+    return status_code(error) or type(error).__name__
