@@ -183,9 +183,9 @@ def metrics_for(session: Any) -> DatabaseSessionMetrics:
         LookupError: The session is not instrumented, or has not yet used an instrumented engine.
         TypeError: ``session`` is no session.
     """
-    if isinstance(session, (scoped_session, _asyncio("async_scoped_session"))):
+    if isinstance(session, (scoped_session, asyncio_class("async_scoped_session"))):
         session = session()
-    if isinstance(session, _asyncio("AsyncSession")):
+    if isinstance(session, asyncio_class("AsyncSession")):
         session = session.sync_session
     if not isinstance(session, Session):
         message = f"metrics_for() takes a Session, AsyncSession or scoped session, not {session!r}."
@@ -200,7 +200,7 @@ def metrics_for(session: Any) -> DatabaseSessionMetrics:
     return record
 
 
-def _asyncio(name: str) -> Any:
+def asyncio_class(name: str) -> Any:
     """The class called ``name`` of SQLAlchemy's asyncio extension, to ask ``isinstance`` of.
 
     The extension needs greenlet, which need not be there. Whoever has an object of it has imported
@@ -208,6 +208,12 @@ def _asyncio(name: str) -> Any:
     """
     extension = sys.modules.get("sqlalchemy.ext.asyncio")
     return () if extension is None else getattr(extension, name)
+
+
+def factory_name_of(target: Target) -> str | None:
+    """The name that the sessions of ``target`` are counted under, or None where they are not."""
+    found: _Instrumented | None = vars(_subject(target)).get(MARK)
+    return None if found is None else found.observer.name
 
 
 def _check_option(name: str, given: object, taken: tuple[object, ...]) -> None:
@@ -218,13 +224,13 @@ def _check_option(name: str, given: object, taken: tuple[object, ...]) -> None:
 
 def _subject(target: Any) -> Any:
     """What is hooked for ``target``: the sync engine, the maker inside a scoped session."""
-    if isinstance(target, (scoped_session, _asyncio("async_scoped_session"))):
+    if isinstance(target, (scoped_session, asyncio_class("async_scoped_session"))):
         return _subject(target.session_factory)
-    if isinstance(target, _asyncio("AsyncEngine")):
+    if isinstance(target, asyncio_class("AsyncEngine")):
         return target.sync_engine
-    if isinstance(target, (sessionmaker, _asyncio("async_sessionmaker"), Engine)):
+    if isinstance(target, (sessionmaker, asyncio_class("async_sessionmaker"), Engine)):
         return target
-    if isinstance(target, type) and issubclass(target, (Session, _asyncio("AsyncSession"))):
+    if isinstance(target, type) and issubclass(target, (Session, asyncio_class("AsyncSession"))):
         return target
     message = f"Cannot instrument {target!r}: give {_TAKEN}."
     raise TypeError(message)
