@@ -145,6 +145,7 @@ async def test_what_an_inner_block_binds_comes_first_and_the_rest_stays_late():
     assert found == [("r-1", "inner", "/late"), ("ada", "given")]
 
 
+@pytest.mark.faults
 async def test_a_user_callable_that_raises_is_logged_and_the_request_goes_on(maker, caplog):
     def order(request):
         with maker() as session:
