@@ -13,6 +13,7 @@ import os
 import threading
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 from itertools import count, repeat
 from math import fsum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -22,7 +23,7 @@ from .catalog import OTHER, Metric, SessionState
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 logger = logging.getLogger("session_metrics_otel")
 
@@ -103,9 +104,11 @@ class Histogram:
     Attributes:
         add: Call it to add a measurement where an ``observe`` will follow, or somebody reads.
         pending: What was added and is not yet in the buckets.
+        listeners: Called with the measurements that go into the buckets: what is counted here is
+            told there, no more and no less, and a session pays nothing for it.
     """
 
-    __slots__ = ("_bounds", "_counts", "_lock", "_sum", "add", "exemplars", "pending")
+    __slots__ = ("_bounds", "_counts", "_lock", "_sum", "add", "exemplars", "listeners", "pending")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
@@ -115,6 +118,7 @@ class Histogram:
         self.pending: list[float] = []
         self.add = self.pending.append
         self.exemplars: dict[int, Exemplar] = {}
+        self.listeners: tuple[Callable[[list[float], dict[int, Exemplar]], None], ...] = ()
 
     def observe(self, value: float) -> None:
         """Add a measurement."""
@@ -157,6 +161,9 @@ class Histogram:
         for bucket, hits in Counter(map(bisect_left, repeat(self._bounds), values)).items():
             self._counts[bucket] += hits
         self._sum = fsum((self._sum, *values))
+        if values:
+            for listener in self.listeners:
+                listener(values, self.exemplars)
 
 
 class Stage:
@@ -370,6 +377,9 @@ def _live_by_state(
 Value = float | Distribution
 Snapshot = dict[Metric, dict[Labels, Value]]
 
+Hearer = Callable[[Metric, Labels], Callable[[list[float], dict[int, Exemplar]], None]]
+"""Makes the listener of one histogram."""
+
 
 class Ledger:
     """All factories, and every series that is counted directly."""
@@ -379,6 +389,7 @@ class Ledger:
         self._series: dict[tuple[Metric, Labels], Tally | Histogram] = {}
         self._factories: dict[str, FactoryLedger] = {}
         self._readers: list[Callable[[], Iterable[tuple[Metric, Labels, float]]]] = []
+        self._hearers: list[Hearer] = []
 
     def factory(self, name: str) -> FactoryLedger:
         """The totals of the factory called ``name``, made where there are none yet."""
@@ -412,8 +423,38 @@ class Ledger:
         found = self._series.get((metric, labels))
         if not isinstance(found, Histogram):
             with self._lock:
-                found = self._series.setdefault((metric, labels), Histogram(metric.buckets))
+                found = self._series.get((metric, labels))
+                if found is None:
+                    found = Histogram(metric.buckets)
+                    found.listeners = tuple(make(metric, labels) for make in self._hearers)
+                    self._series[metric, labels] = found
         return found  # type: ignore[return-value]
+
+    def listen(self, make: Hearer) -> Callable[[], None]:
+        """Have every histogram tell what goes into it from here on.
+
+        Args:
+            make: Called with each metric and labels, makes the listener of that histogram.
+
+        Returns:
+            A call that ends it.
+        """
+        with self._lock:
+            self._hearers.append(make)
+            for (metric, labels), kept in self._series.items():
+                if isinstance(kept, Histogram):
+                    kept.read()  # what came before is not told
+                    kept.listeners = (*kept.listeners, make(metric, labels))
+
+        def end() -> None:
+            with self._lock:
+                at = self._hearers.index(make)
+                del self._hearers[at]
+                for kept in self._series.values():
+                    if isinstance(kept, Histogram):
+                        kept.listeners = kept.listeners[:at] + kept.listeners[at + 1 :]
+
+        return end
 
     def read_with(self, reader: Callable[[], Iterable[tuple[Metric, Labels, float]]]) -> None:
         """Have ``reader`` called at each snapshot for values that are looked up, not counted."""
