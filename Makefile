@@ -23,7 +23,7 @@ check: .venv/ready  ## Style, types, the direction of imports
 	$(DEV)/mypy
 	$(DEV)/lint-imports
 
-servers: .venv/ready  ## Tests against a real Prometheus and a real Jaeger
+servers: .venv/ready  ## Tests against a real Prometheus, Jaeger and PostgreSQL
 	$(DEV)/python -m pytest tests/servers -p no:xdist $(ARGS)
 
 bench: .venv/ready  ## The figures in the README, measured here
