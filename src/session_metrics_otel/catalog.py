@@ -51,6 +51,12 @@ UNSPECIFIED = "unspecified"
 GARBAGE_COLLECTED = "garbage_collected"
 """The ``reason`` of a leak noticed when an unclosed session was collected."""
 
+OVERDUE = "overdue"
+"""The ``reason`` of a leak: a session open for longer than the watchdog's limit."""
+
+IDLE_IN_TRANSACTION = "idle_in_transaction"
+"""The ``reason`` of a leak: a transaction left open with no statement sent (PostgreSQL's term)."""
+
 OTHER = "_OTHER"
 """The value of ``error.type`` where none can be named (OpenTelemetry's fallback value)."""
 

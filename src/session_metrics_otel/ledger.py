@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from itertools import count, repeat
 from math import fsum
@@ -22,7 +23,6 @@ from . import catalog
 from .catalog import OTHER, Metric, SessionState
 
 if TYPE_CHECKING:
-    import weakref
     from collections.abc import Iterable, Iterator
 
 logger = logging.getLogger("session_metrics_otel")
@@ -166,28 +166,38 @@ class Histogram:
                 listener(values, self.exemplars)
 
 
+class Rest(NamedTuple):
+    """An active session that has left its transaction idle since ``since``."""
+
+    record: weakref.ref[Any]
+    since: float
+
+
 class Stage:
     """A place in a factory's chart of states: where a record stands.
 
     Attributes:
         factory: The factory the chart belongs to.
         live: The factory's register of open sessions.
+        resting: At ``active``, the factory's idle sessions; elsewhere empty.
         state: The state.
         moves: For each other state, the call that counts going there, and the stage there.
         unused: Where a record that stands here has done nothing yet, the call that counts its
             going to ``closed``; else None.
     """
 
-    __slots__ = ("factory", "live", "moves", "state", "unused")
+    __slots__ = ("factory", "live", "moves", "resting", "state", "unused")
 
     def __init__(self, factory: FactoryLedger, state: SessionState) -> None:
         self.factory = factory
         self.live = factory.live
+        self.resting = factory.resting if state is SessionState.ACTIVE else _NOBODY
         self.state = state
         self.moves: dict[str, tuple[Callable[[], object], Stage]] = {}
         self.unused: Callable[[], object] | None = None
 
 
+_NOBODY: dict[int, Rest] = {}
 _LIVE = [state for state in SessionState if state is not SessionState.CLOSED]
 _CREATED = SessionState.CREATED
 _ENDING = (SessionState.CLOSING, SessionState.CLOSED)
@@ -217,6 +227,7 @@ class FactoryLedger:
     Attributes:
         name: The value of the attribute ``factory``.
         live: The sessions open now, in the order of their creation: id -> weak reference.
+        resting: Those of them that are idle in their transaction.
         peak: The most that were open at once.
         seen: Whether it is shown before its first session.
         stages: The chart, by state.
@@ -229,8 +240,10 @@ class FactoryLedger:
     def __init__(self, name: str, ledger: Ledger) -> None:
         self.name = name
         self.live: dict[int, weakref.ref[Any]] = {}
+        self.resting: dict[int, Rest] = {}
         self.peak = 0
         self.seen = False
+        self._resting_lock = threading.Lock()
         self._lock = threading.RLock()
         self._error_types: set[str] = set()
         self._failures: dict[str, Tally] = {}
@@ -304,8 +317,38 @@ class FactoryLedger:
         # A rate needs a series that was there at 0 before its first failure.
         return counts or {OTHER: 0.0}
 
+    # A record is its session's thread's to change, so the watchdog never moves one. That it is idle
+    # is written beside it, as true for as long as it has not moved on: a count of going idle is
+    # taken back by one of coming back as soon as anybody looks, and no race can make them drift.
+
+    def rest(self, record: Any, since: float) -> None:
+        """Say that ``record``, which is active, has sent nothing since ``since``."""
+        with self._resting_lock:
+            if id(record) not in self.resting:
+                self.resting[id(record)] = Rest(weakref.ref(record), since)
+                self.stages[SessionState.ACTIVE].moves[SessionState.IDLE][0]()
+
+    def rests(self, record: Any) -> bool:
+        """Whether ``record`` is idle still."""
+        rest = self.resting.get(id(record))
+        return rest is not None and rest.record() is record and self._holds(rest, record)
+
+    def _holds(self, rest: Rest, record: Any) -> bool:
+        active = record._stage is self.stages[SessionState.ACTIVE]
+        return active and record.statement_ended == rest.since
+
+    def wake(self) -> None:
+        """Count back those that are idle no more."""
+        with self._resting_lock:
+            for key, rest in list(self.resting.items()):
+                record = rest.record()
+                if record is None or not self._holds(rest, record):
+                    del self.resting[key]
+                    self.stages[SessionState.IDLE].moves[SessionState.ACTIVE][0]()
+
     def readings(self) -> Iterator[tuple[Metric, Labels, float]]:
         """What the chart and the register of live sessions say, as (metric, labels, value)."""
+        self.wake()
         live = len(self.live)
         failures = self._read_failures()
         outcomes = {"success": 0.0, "unused": 0.0}
@@ -354,6 +397,8 @@ class FactoryLedger:
             if record is not None:
                 record.detach()
         self.live.clear()
+        self._resting_lock = threading.Lock()
+        self.resting.clear()
         self.peak = 0
         for tally in (*(tally for *_, tally in self._edges), *self._failures.values()):
             tally.forget()
@@ -395,6 +440,10 @@ class Ledger:
         """The totals of the factory called ``name``, made where there are none yet."""
         found = self._factories.get(name)
         return found if found is not None else self._new_factory(name)
+
+    def factories(self) -> list[FactoryLedger]:
+        """All factories there are."""
+        return list(self._factories.values())
 
     def _new_factory(self, name: str) -> FactoryLedger:
         with self._lock:
@@ -490,6 +539,11 @@ class Ledger:
         for factory in self._factories.values():
             factory.forget()
 
+
+COLLECTED: deque[tuple[Any, ...]] = deque(maxlen=100)
+"""Sessions that were collected unclosed, for the watchdog to report: a record's end may come inside
+any call at all, where nothing may be logged. (factory, session id, request id, route, age in
+seconds, place of creation)."""
 
 LEDGER = Ledger()
 """The process's own."""

@@ -25,11 +25,12 @@ from .catalog import (
     WORKING_STATES,
     SessionState,
 )
-from .ledger import DETACHED, LEDGER, PENDING_LIMIT
+from .ledger import COLLECTED, DETACHED, LEDGER, PENDING_LIMIT
 from .tracing import SpanMirror, current_mirror
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from types import CodeType
 
     from opentelemetry.context import Context
     from opentelemetry.util.types import AttributeValue
@@ -51,6 +52,7 @@ __all__ = [
 
 _CREATED = SessionState.CREATED
 _ACTIVE = SessionState.ACTIVE
+_IDLE = SessionState.IDLE
 _CLOSED = SessionState.CLOSED
 _ERROR = SessionState.ERROR
 _HOLDING = (SessionState.ACTIVE, SessionState.IDLE, SessionState.ERROR)
@@ -74,6 +76,13 @@ def _as_state(value: SessionState | str) -> SessionState:
 def _mirrored(stored: str, write: Callable[[Any, Any], None]) -> Any:
     # attrgetter is C: reading a mirrored field costs little more than reading a plain one.
     return property(attrgetter(stored), write)
+
+
+def _get_state(record: DatabaseSessionMetrics) -> SessionState:
+    stage = record._stage
+    if stage.resting and stage.factory.rests(record):
+        return _IDLE
+    return stage.state
 
 
 def _set_state(record: DatabaseSessionMetrics, value: SessionState | str) -> None:
@@ -110,11 +119,13 @@ _SLOTS = (
     "_stage",
     "_started",
     "_transactions",
+    "born_at",
     "closed_at",
     "context",
     "request_id",
     "route",
     "session_id",
+    "statement_ended",
     "statement_spans",
     "total_time_ms",
     "transaction_began",
@@ -151,7 +162,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
     session_id: str  # type: ignore[misc]
     request_id: str  # type: ignore[misc]
     user_id: str  # type: ignore[misc]
-    state: SessionState = _mirrored("_stage.state", _set_state)  # noqa: RUF009
+    state: SessionState = property(_get_state, _set_state)  # type: ignore[assignment]  # noqa: RUF009
     query_count: int = _mirrored("_queries", _set_query_count)
     transaction_count: int = _mirrored("_transactions", _set_transaction_count)
     error_count: int = _mirrored("_errors", _set_error_count)
@@ -349,6 +360,8 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         self.route = route
         self.context = context
         self.transaction_began: float | None = None
+        self.statement_ended: float | None = None
+        self.born_at: tuple[CodeType, int] | None = None
         self.statement_spans: Any = None
 
     def mirror_on(self, mirror: SpanMirror | None, statement_spans: Any) -> None:
@@ -483,6 +496,9 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         factory = stage.factory
         if stage.state in _HOLDING:
             factory.leaks(GARBAGE_COLLECTED).hit()
+            route, born_at = getattr(self, "route", ""), getattr(self, "born_at", None)
+            age = self.get_age_seconds()
+            COLLECTED.append((factory.name, self.session_id, self.request_id, route, age, born_at))
         mirror = self._mirror
         if mirror is current_mirror:
             self._mirror = mirror = None  # what is current when it is collected is anybody's span

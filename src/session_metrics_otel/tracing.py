@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .catalog import SessionState
 
 PREFIX = "sqlalchemy.session."
+LEAK = "sqlalchemy.session.leak"
 STATE_EVENT = "sqlalchemy.session.state"
 
 SUPPRESSED = "suppress_instrumentation"
@@ -68,6 +69,14 @@ class SpanMirror:
             if isinstance(error, BaseException):
                 self.span.record_exception(error)
             self.span.set_status(Status(StatusCode.ERROR, str(error)))
+        except Exception as fault:  # noqa: BLE001
+            caught("tracing", fault)
+
+    def leaked(self, reason: str) -> None:
+        """Mark the span of a session that leaks."""
+        try:
+            self.span.set_attribute(LEAK, reason)
+            self.span.add_event(LEAK, {"reason": reason})
         except Exception as fault:  # noqa: BLE001
             caught("tracing", fault)
 

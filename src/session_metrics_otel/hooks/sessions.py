@@ -12,10 +12,12 @@ import secrets
 import sys
 from hashlib import sha256
 from itertools import count
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+import sqlalchemy
 from opentelemetry import trace
 from opentelemetry.context import get_current
 from sqlalchemy import event
@@ -33,6 +35,7 @@ from .statements import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import CodeType, FrameType
 
     from opentelemetry.trace import Span, Tracer
     from sqlalchemy import Connection, Dialect, Engine
@@ -71,6 +74,17 @@ _new_prefix()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_prefix)
 _serial = count(1)
+
+
+def _creator() -> tuple[CodeType, int] | None:
+    """Where the application made the session: two things that exist anyway, read when reported."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame = frame.f_back
+    return None if frame is None else (frame.f_code, frame.f_lasti)
+
+
+_INSIDE = (str(Path(sqlalchemy.__file__).parent), str(Path(__file__).parent.parent))
 
 
 class Observer:
@@ -131,6 +145,7 @@ class Observer:
             f"{_prefix}{next(_serial):x}", bound.request_id, bound.user_id, factory=self.name
         )
         record.hooked(perf_counter(), bound.route, get_current())
+        record.born_at = _creator()
         session.__dict__[ATTACHED] = record
         if observer_of(session) is not self:
             session.__dict__[OWNER] = self
@@ -294,7 +309,7 @@ def _after_begin(session: Any, _: SessionTransaction, connection: Connection) ->
         if record is None or record.state in _NOT_WORKING:
             record = observer.working(session)
         if record.transaction_began is None:
-            record.transaction_began = perf_counter()
+            record.transaction_began = record.statement_ended = perf_counter()
         record.move(_ACTIVE)
         connection.__dict__[RECORD] = record
     except Exception as fault:  # noqa: BLE001 - never the session's trouble

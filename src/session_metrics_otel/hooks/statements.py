@@ -7,6 +7,7 @@ whole session.
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -56,6 +57,7 @@ class _ObservedContext:
                 spans, record = self.core_spans, None
             else:
                 record.sent_query()
+                record.statement_ended = None  # it is being executed: that is not idle
                 spans = record.statement_spans
             if spans is not None:
                 self.started = spans.start(self, record, self.server)
@@ -63,6 +65,9 @@ class _ObservedContext:
             caught("statements", fault)
 
     def post_exec(self) -> None:
+        record = self.root_connection.__dict__.get(RECORD)
+        if record is not None:
+            record.statement_ended = perf_counter()
         if self.started is not None:
             self._end_span(None)
         super().post_exec()  # type: ignore[misc]
@@ -85,6 +90,7 @@ def _handle_error(context: ExceptionContext) -> None:
         record = None if connection is None else record_of(connection)
         if record is not None:
             # The driver's own exception: SQLAlchemy's wrapper quotes the statement's parameters.
+            record.statement_ended = perf_counter()
             record.record_error(context.original_exception)
     except Exception as fault:  # noqa: BLE001 - never the statement's trouble
         caught("errors", fault)

@@ -1,0 +1,301 @@
+"""The watchdog: sessions open for too long, idle in their transaction, or dropped unclosed."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from dis import findlinestarts
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm.session import _sessions
+
+from .catalog import GARBAGE_COLLECTED, IDLE_IN_TRANSACTION, OVERDUE, SessionState
+from .faults import caught
+from .hooks.sessions import attached_record
+from .ledger import COLLECTED, LEDGER
+from .tracing import SpanMirror
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Iterator
+    from types import CodeType
+
+    from sqlalchemy.orm import Session
+
+    from .ledger import FactoryLedger
+    from .session_metrics import DatabaseSessionMetrics
+
+logger = logging.getLogger("session_metrics_otel")
+
+CHUNK = 500
+"""Sessions looked at before other threads are let in: a fraction of a millisecond's work."""
+
+KEPT_REPORTS = 50
+"""Reports that are kept to be looked at."""
+
+
+@dataclass(frozen=True)
+class LeakReport:
+    """One session that leaked, for one reason.
+
+    Attributes:
+        reason: ``overdue``, ``idle_in_transaction`` or ``garbage_collected``.
+        factory: The factory it is counted under.
+        session_id: Its id.
+        request_id: The id of the request it was made for, or "".
+        route: The route of that request, or "".
+        age_seconds: How long it had been open.
+        place: Where in the application it was made: ``file:line in function``, or "".
+        noticed_at: When it was noticed, in seconds since the epoch.
+    """
+
+    reason: str
+    factory: str
+    session_id: str
+    request_id: str
+    route: str
+    age_seconds: float
+    place: str
+    noticed_at: float
+
+
+def place_of(born_at: tuple[CodeType, int] | None) -> str:
+    """``file:line in function`` of where a session was made, or "" where that is not known."""
+    if born_at is None:
+        return ""
+    code, instruction = born_at
+    starts = (line for at, line in findlinestarts(code) if at <= instruction and line is not None)
+    line = max(deque(starts, maxlen=1), default=code.co_firstlineno)
+    return f"{code.co_filename}:{line} in {code.co_name}"
+
+
+class Watchdog:
+    """Looks over the live sessions, and counts each that leaks once for each reason.
+
+    Args:
+        overdue: A session open for longer leaks; in seconds.
+        idle_in_transaction: A transaction left open with no statement sent for longer leaks, and
+            its session is ``idle`` until the next statement; in seconds.
+        close_overdue: Close overdue sessions, from the watchdog's thread, unless a statement is
+            being executed or the session is for asyncio.
+
+    Attributes:
+        reports: The last reports, the newest last.
+    """
+
+    def __init__(
+        self, *, overdue: float, idle_in_transaction: float, close_overdue: bool = False
+    ) -> None:
+        self.close_overdue = close_overdue
+        self.overdue = overdue
+        self.idle_in_transaction = idle_in_transaction
+        self.reports: deque[LeakReport] = deque(maxlen=KEPT_REPORTS)
+        self._reported: dict[tuple[int, str], weakref.ref[Any]] = {}
+
+    def scan(self) -> None:
+        """Look at every live session once."""
+        while COLLECTED:
+            factory_name, session_id, request_id, route, age, born_at = COLLECTED.popleft()
+            self._report(LeakReport(
+                GARBAGE_COLLECTED, factory_name, session_id, request_id, route, age,
+                place_of(born_at), time.time(),
+            ))  # fmt: skip
+        for factory in LEDGER.factories():
+            factory.wake()
+            for reference in _in_chunks(list(factory.live.values())):
+                record = reference()
+                if record is not None:
+                    self._look_at(record, reference, factory)
+        for key, reference in list(self._reported.items()):
+            record = reference()
+            if record is None or record.state is SessionState.CLOSED:
+                del self._reported[key]
+
+    def _look_at(
+        self,
+        record: DatabaseSessionMetrics,
+        reference: weakref.ref[Any],
+        factory: FactoryLedger,
+    ) -> None:
+        if record.get_age_seconds() > self.overdue:
+            self._leaked(record, reference, OVERDUE)
+            if self.close_overdue:
+                _close_session_of(record)
+        ended = getattr(record, "statement_ended", None)  # a record kept by hand has none
+        if (
+            ended is not None
+            and time.perf_counter() - ended > self.idle_in_transaction
+            and record._stage.state is SessionState.ACTIVE
+            and record.transaction_began is not None
+        ):
+            factory.rest(record, ended)
+            self._leaked(record, reference, IDLE_IN_TRANSACTION)
+
+    def _leaked(
+        self, record: DatabaseSessionMetrics, reference: weakref.ref[Any], reason: str
+    ) -> None:
+        known = self._reported.get((id(record), reason))
+        if known is not None and known() is record:
+            return
+        self._reported[id(record), reason] = reference
+        LEDGER.factory(record.factory).leaks(reason).hit()
+        if isinstance(record._mirror, SpanMirror):
+            record._mirror.leaked(reason)
+        self._report(LeakReport(
+            reason, record.factory, record.session_id, record.request_id,
+            getattr(record, "route", ""), record.get_age_seconds(),
+            place_of(getattr(record, "born_at", None)), time.time(),
+        ))  # fmt: skip
+
+    def _report(self, report: LeakReport) -> None:
+        self.reports.append(report)
+        logger.warning(
+            "Session %s of %r leaks (%s): open for %.1f s, request %r, route %r, made at %s",
+            report.session_id, report.factory, report.reason, report.age_seconds,
+            report.request_id, report.route, report.place or "an unknown place",
+            extra={"session_leak": asdict(report)},
+        )  # fmt: skip
+
+
+def _close_session_of(record: DatabaseSessionMetrics) -> None:
+    # SQLAlchemy's own register, which close_all_sessions() goes by; a record knows no session.
+    for session in list(_sessions.values()):
+        if attached_record(session) is record:
+            break
+    else:
+        return
+    if record.statement_ended is None or _is_for_asyncio(session):
+        return  # another thread is inside its driver, or only its event loop may close it
+    try:
+        session.close()
+    except Exception as refusal:  # noqa: BLE001 - it stays open, and is tried again
+        logger.warning("Session %s could not be closed: %s", record.session_id, refusal)
+    else:
+        logger.warning("Session %s was overdue and has been closed.", record.session_id)
+
+
+def _is_for_asyncio(session: Session) -> bool:
+    transaction = session.get_transaction()
+    connections = () if transaction is None else transaction._connections
+    return any(connection.dialect.is_async for connection in connections)
+
+
+def _in_chunks(references: list[weakref.ref[Any]]) -> Iterator[weakref.ref[Any]]:
+    for start in range(0, len(references), CHUNK):
+        yield from references[start : start + CHUNK]
+        time.sleep(0)  # lets go of the interpreter, so that a request need not wait for the scan
+
+
+class _Patrol:
+    """The one thread."""
+
+    def __init__(self, watchdog: Watchdog, interval: float) -> None:
+        self.watchdog = watchdog
+        self.interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, name="session-metrics-watchdog", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.interval):
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            self.watchdog.scan()
+        except Exception as fault:  # noqa: BLE001 - it looks again next time
+            caught("watchdog", fault)
+
+    def end(self) -> None:
+        self._stop.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+
+_lock = threading.Lock()
+_patrol: _Patrol | None = None
+
+
+def watch(
+    *,
+    overdue: float = 300.0,
+    idle_in_transaction: float = 5.0,
+    interval: float | None = None,
+    close_overdue: bool = False,
+) -> Watchdog:
+    """Watch the sessions of this process from here on, in one daemon thread.
+
+    Called again, it goes on with the new limits. A child after ``fork`` has a thread of its own.
+
+    Args:
+        overdue: A session open for longer leaks; in seconds.
+        idle_in_transaction: A transaction left open with no statement sent for longer leaks; in
+            seconds.
+        interval: How often the sessions are looked at, in seconds; as a rule as often as
+            ``idle_in_transaction`` needs, at most every minute.
+        close_overdue: Close overdue sessions. Whoever holds one finds it closed between two of its
+            statements; sessions for asyncio, and those executing a statement, are left alone.
+
+    Raises:
+        ValueError: A limit is not above 0.
+    """
+    global _patrol  # noqa: PLW0603
+    if interval is None:
+        interval = min(60.0, overdue, idle_in_transaction)
+    for name, value in (
+        ("overdue", overdue),
+        ("idle_in_transaction", idle_in_transaction),
+        ("interval", interval),
+    ):
+        if not value > 0:
+            message = f"{name}={value!r}: give a number of seconds above 0."
+            raise ValueError(message)
+    unwatch()
+    watchdog = Watchdog(
+        overdue=overdue, idle_in_transaction=idle_in_transaction, close_overdue=close_overdue
+    )
+    with _lock:
+        _patrol = _Patrol(watchdog, interval)
+    return watchdog
+
+
+def unwatch() -> None:
+    """End the watch; nothing where there is none."""
+    global _patrol
+    with _lock:
+        patrol, _patrol = _patrol, None
+    if patrol is not None:
+        patrol.end()
+
+
+def leak_reports() -> list[LeakReport]:
+    """The last reports, the newest last."""
+    patrol = _patrol
+    return [] if patrol is None else list(patrol.watchdog.reports)
+
+
+def _go_on_in_child() -> None:
+    # Threads do not come along, and locks may have been held by one that did not.
+    global _lock, _patrol  # noqa: PLW0603
+    _lock = threading.Lock()
+    COLLECTED.clear()
+    if _patrol is not None:
+        old = _patrol.watchdog
+        watchdog = Watchdog(
+            overdue=old.overdue,
+            idle_in_transaction=old.idle_in_transaction,
+            close_overdue=old.close_overdue,
+        )
+        _patrol = _Patrol(watchdog, _patrol.interval)
+
+
+atexit.register(unwatch)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_go_on_in_child)
