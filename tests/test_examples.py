@@ -44,3 +44,14 @@ def test_celery_worker():
         "task-1 shop.count_orders committed",
         'sqlalchemy_session_transactions_total{factory="tasks",outcome="committed"} 1.0',
     ]
+
+
+def test_user_sessions():
+    said = run("user_sessions")
+    for line in (
+        'application_sessions{name="shop"} 1.0',
+        'application_session_created_total{name="shop"} 2.0',
+        'application_session_reused_total{name="shop"} 1.0',
+        'application_session_expired_total{name="shop"} 1.0',
+    ):
+        assert line in said.splitlines()

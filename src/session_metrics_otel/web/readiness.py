@@ -1,0 +1,136 @@
+"""Readiness: whether this process should be sent requests, for a Kubernetes probe."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from session_metrics_otel import catalog
+from session_metrics_otel.ledger import LEDGER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+    from .asgi import Receive, Scope, Send
+
+STATUS = {True: "200 OK", False: "503 Service Unavailable"}
+
+
+class Answer(NamedTuple):
+    """What a probe is told.
+
+    Attributes:
+        ready: Whether to send requests.
+        reason: Why not, or "".
+    """
+
+    ready: bool
+    reason: str = ""
+
+
+class Readiness:
+    """Not ready while sessions cannot be created, because of the database or of a full pool.
+
+    It does not flap: it takes a high rate of failures to be not ready, and a low one to be ready
+    again. A process that is sent no requests, and so creates no session, is ready again when its
+    failures are older than the window.
+
+    Args:
+        window: The seconds that are looked back on.
+        failures: Fewer failed sessions than this in the window say nothing.
+        not_ready_at: The share of sessions, from 0 to 1, whose creation failed in the window, from
+            which on it is not ready.
+        ready_at: The share at which it is ready again.
+        clock: Seconds that only rise.
+
+    Raises:
+        ValueError: ``ready_at`` is not below ``not_ready_at``.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: float = 30.0,
+        failures: int = 3,
+        not_ready_at: float = 0.5,
+        ready_at: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not ready_at < not_ready_at:
+            message = f"ready_at={ready_at!r} has to be below not_ready_at={not_ready_at!r}."
+            raise ValueError(message)
+        self._window = window
+        self._failures = failures
+        self._not_ready_at = not_ready_at
+        self._ready_at = ready_at
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._ready = True
+        self._looks = deque([(clock(), _creations())])
+
+    def __call__(self) -> Answer:
+        """Look at the ledger, and say whether to send requests."""
+        with self._lock:
+            now, totals = self._clock(), _creations()
+            self._looks.append((now, totals))
+            # One look from before the window stays, to count from.
+            while len(self._looks) > 1 and self._looks[1][0] <= now - self._window:
+                self._looks.popleft()
+            created = totals - self._looks[0][1]  # only what has risen
+            tried = created.total()
+            failed = tried - created.pop("", 0)
+            rate = failed / tried if tried else 0.0
+            if self._ready:
+                self._ready = failed < self._failures or rate < self._not_ready_at
+            else:
+                self._ready = rate <= self._ready_at
+            if self._ready:
+                return Answer(ready=True)
+            why = ", ".join(f"{n} {error_type}" for error_type, n in created.most_common())
+            return Answer(
+                ready=False,
+                reason=f"{failed} of {tried} sessions could not be created within the last "
+                f"{self._window:g} s: {why}",
+            )
+
+    def wsgi(self, _environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        """The answer as a WSGI application: 200 or 503, and JSON."""
+        answer = self()
+        body = json.dumps(answer._asdict()).encode()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        start_response(STATUS[answer.ready], [*headers, ("Cache-Control", "no-store")])
+        return [body]
+
+    async def asgi(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """The answer as an ASGI application: 200 or 503, and JSON."""
+        if scope["type"] != "http":
+            return
+        answer = self()
+        body = json.dumps(answer._asdict()).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        status = int(STATUS[answer.ready][:3])
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _creations() -> Counter[str]:
+    """Sessions created so far: those that failed by ``error.type``, those that did not under ""."""
+    found: Counter[str] = Counter()
+    series: Any = LEDGER.snapshot()[catalog.SESSION_CREATIONS]
+    for (_, outcome, error_type), total in series.items():
+        if outcome != "unused":
+            found[error_type if outcome == "failure" else ""] += int(total)
+    return found
+
+
+readiness = Readiness()
+"""The process's own: call it, or mount ``readiness.wsgi`` or ``readiness.asgi``."""
