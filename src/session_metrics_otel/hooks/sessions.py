@@ -31,6 +31,7 @@ from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.session_metrics import DatabaseSessionMetrics
 from session_metrics_otel.tracing import SpanMirror, suppressed
 
+from . import current
 from .statements import RECORD
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ class Observer:
         session.__dict__[ATTACHED] = record
         if observer_of(session) is not self:
             session.__dict__[OWNER] = self
+        if current.followers:
+            current.opened(record)
         return record
 
     def for_engine(self, dialect: Dialect) -> Observer | None:  # noqa: ARG002 - see Adopter
