@@ -14,7 +14,7 @@ from sqlalchemy.orm import sessionmaker
 from session_metrics_otel import SystemSessionMetrics, bind, instrument, uninstrument
 from session_metrics_otel.catalog import CATALOG, Kind, label_name
 from session_metrics_otel.ledger import LEDGER, PENDING_LIMIT
-from session_metrics_otel.otel_metrics import export_metrics
+from session_metrics_otel.otel_metrics import _HAS_ADVISORY, _HAS_CONTEXT, export_metrics
 
 ONE = text("select 1")
 
@@ -111,9 +111,11 @@ def same(metric, exported, family):
     used = {labels for labels in counts if samples[metric.prometheus_name + "_count", labels]}
     assert points.keys() == used
     for labels, point in points.items():
-        assert tuple(point.explicit_bounds) == metric.buckets
         assert point.count == samples[metric.prometheus_name + "_count", labels]
         assert point.sum == pytest.approx(samples[metric.prometheus_name + "_sum", labels])
+        if not _HAS_ADVISORY:  # the oldest OpenTelemetry has buckets of its own
+            continue
+        assert tuple(point.explicit_bounds) == metric.buckets
         total = 0
         for bound, count in zip((*metric.buckets, float("inf")), point.bucket_counts, strict=True):
             total += count
@@ -145,6 +147,7 @@ def test_each_collection_reads_anew(orders, exported, reader):
         assert (queries.value, durations.count) == (n, n)
 
 
+@pytest.mark.skipif(not _HAS_CONTEXT, reason="the oldest OpenTelemetry has no exemplars")
 def test_an_exemplar_leads_to_the_session_s_span(orders, exported, reader, spans):
     with orders() as session:
         session.execute(ONE)

@@ -135,6 +135,7 @@ class TestWhatASpanSays:
         assert succeeded.status.status_code is StatusCode.UNSET
 
     def test_where_the_server_is(self, new_engine):
+        pytest.importorskip("psycopg")
         url = "postgresql+psycopg://ann:secret@db.example.org:5433/shop"
         assert server_attributes(new_engine(url)) == {
             "db.system.name": "postgresql",
@@ -144,6 +145,7 @@ class TestWhatASpanSays:
         }
 
     def test_a_socket_s_folder_is_its_address(self, new_engine):
+        pytest.importorskip("psycopg")
         url = "postgresql+psycopg://ann@/shop?host=/run/postgresql"
         assert server_attributes(new_engine(url)) == {
             "db.system.name": "postgresql",
