@@ -12,6 +12,7 @@ from sqlalchemy.pool import StaticPool
 
 from session_metrics_otel import faults
 from session_metrics_otel.catalog import DEFAULT_FACTORY
+from session_metrics_otel.hooks import pools
 from session_metrics_otel.ledger import LEDGER
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def _fresh_ledger(request: pytest.FixtureRequest) -> Iterator[None]:
         if labels[0] != DEFAULT_FACTORY:
             del LEDGER._series[metric, labels]
     LEDGER._factories[DEFAULT_FACTORY].seen = False
+    pools._meters.clear()
     faults._logged.clear()
     assert expected or not caught, "telemetry failed, as the log says"
 

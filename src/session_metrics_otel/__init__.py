@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import prometheus
 from .binding import bind
+from .hooks.holders import exhaustion_reports
 from .instrument import instrument, metrics_for, uninstrument
 from .session_metrics import (
     BaseSessionMetrics,
@@ -30,6 +31,7 @@ __all__ = [
     "bind",
     "create_database_session_metrics",
     "create_system_session_metrics",
+    "exhaustion_reports",
     "instrument",
     "metrics_for",
     "uninstrument",

@@ -222,6 +222,145 @@ SESSION_OPTIMISTIC_LOCK_FAILURES = Metric(
     ("factory",),
     "Flushes refused because a row had been changed by someone else (StaleDataError).",
 )
+POOL_NAME = "db.client.connection.pool.name"
+
+CONNECTION_COUNT = Metric(
+    "db.client.connection.count",
+    Kind.UP_DOWN_COUNTER,
+    "{connection}",
+    (POOL_NAME, "db.client.connection.state"),
+    "Connections of the pool: used (checked out) and idle. used at the limit, and staying there, "
+    "is a pool that is too small or a holder that does not let go.",
+)
+CONNECTION_IDLE_MAX = Metric(
+    "db.client.connection.idle.max",
+    Kind.UP_DOWN_COUNTER,
+    "{connection}",
+    (POOL_NAME,),
+    "The most idle connections that the pool keeps open (pool_size).",
+)
+CONNECTION_IDLE_MIN = Metric(
+    "db.client.connection.idle.min",
+    Kind.UP_DOWN_COUNTER,
+    "{connection}",
+    (POOL_NAME,),
+    "The fewest idle connections that the pool keeps open: SQLAlchemy opens them when needed.",
+)
+CONNECTION_MAX = Metric(
+    "db.client.connection.max",
+    Kind.UP_DOWN_COUNTER,
+    "{connection}",
+    (POOL_NAME,),
+    "The most connections that the pool opens (pool_size and max_overflow).",
+)
+CONNECTION_PENDING_REQUESTS = Metric(
+    "db.client.connection.pending_requests",
+    Kind.UP_DOWN_COUNTER,
+    "{request}",
+    (POOL_NAME,),
+    "Requests for a connection that wait for one now. Above 0 for long is an exhausted pool.",
+)
+CONNECTION_TIMEOUTS = Metric(
+    "db.client.connection.timeouts",
+    Kind.COUNTER,
+    "{timeout}",
+    (POOL_NAME,),
+    "Requests for a connection that gave up waiting. Each wrote or was part of a report that names "
+    "the holders.",
+)
+CONNECTION_CREATE_TIME = Metric(
+    "db.client.connection.create_time",
+    Kind.HISTOGRAM,
+    "s",
+    (POOL_NAME,),
+    "Time to open a connection. One series of them per request is a pool that keeps none.",
+    DURATION_BUCKETS,
+)
+CONNECTION_WAIT_TIME = Metric(
+    "db.client.connection.wait_time",
+    Kind.HISTOGRAM,
+    "s",
+    (POOL_NAME,),
+    "Time to have a connection from the pool, opening one included.",
+    DURATION_BUCKETS,
+)
+CONNECTION_USE_TIME = Metric(
+    "db.client.connection.use_time",
+    Kind.HISTOGRAM,
+    "s",
+    (POOL_NAME,),
+    "Time between checkout and return of a connection.",
+    SESSION_DURATION_BUCKETS,
+)
+POOLS = Metric(
+    "sqlalchemy.pools",
+    Kind.UP_DOWN_COUNTER,
+    "{pool}",
+    (POOL_NAME,),
+    "Connection pools in use. A number that grows is an engine made for each request.",
+)
+POOL_INVALIDATIONS = Metric(
+    "sqlalchemy.pool.invalidations",
+    Kind.COUNTER,
+    "{connection}",
+    (POOL_NAME,),
+    "Connections given up as broken. Many at once is a database that was restarted.",
+)
+POOL_DETACHED = Metric(
+    "sqlalchemy.pool.detached",
+    Kind.UP_DOWN_COUNTER,
+    "{connection}",
+    (POOL_NAME,),
+    "Connections detached from the pool and still open: no limit of the pool counts them.",
+)
+ROUTE_SESSIONS = Metric(
+    "sqlalchemy.route.sessions",
+    Kind.COUNTER,
+    "{session}",
+    ("factory", "http.route"),
+    "Sessions closed, by the route of the request that they served.",
+)
+ROUTE_CONNECTION_USE_TIME = Metric(
+    "sqlalchemy.route.connection.use_time",
+    Kind.HISTOGRAM,
+    "s",
+    ("http.route",),
+    "Time that connections were held, by the route that held them: which endpoint eats the pool.",
+    SESSION_DURATION_BUCKETS,
+)
+SESSION_REPEATED_STATEMENTS = Metric(
+    "sqlalchemy.session.repeated_statements",
+    Kind.COUNTER,
+    "{session}",
+    ("factory",),
+    "Sessions that sent the same statement over and over (an N+1 query), where this is looked for.",
+)
+_OPERATION = (
+    "db.system.name",
+    "db.namespace",
+    "db.operation.name",
+    "db.collection.name",
+    "server.address",
+    "server.port",
+    "error.type",
+)
+OPERATION_DURATION = Metric(
+    "db.client.operation.duration",
+    Kind.HISTOGRAM,
+    "s",
+    _OPERATION,
+    "Time from sending a statement to its answer.",
+    DURATION_BUCKETS,
+)
+RETURNED_ROWS = Metric(
+    "db.client.response.returned_rows",
+    Kind.HISTOGRAM,
+    "{row}",
+    _OPERATION,
+    "Rows that a statement returned, where the driver says so at once. A long tail is a missing "
+    "LIMIT.",
+    (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0),
+)
 APPLICATION_SESSIONS = Metric(
     "application.sessions",
     Kind.UP_DOWN_COUNTER,

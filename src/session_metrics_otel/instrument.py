@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakSet
@@ -108,6 +109,7 @@ def instrument(
     transaction_spans: bool = False,
     statement_hook: StatementHook | None = None,
     sql_comments: SqlComments | None = None,
+    repeated_statements: int | None = None,
 ) -> None:
     """Count the sessions of ``target`` from here on, and trace them.
 
@@ -130,6 +132,8 @@ def instrument(
             execution context, to add attributes of one's own.
         sql_comments: What to say in a comment at the end of each traced statement, such as its
             ``traceparent``; None for no comments.
+        repeated_statements: Count a session that sends one statement more often than this, and say
+            on its span which (an N+1 query); 10 is a good number. None: do not look.
 
     Raises:
         TypeError: ``target`` is nothing that can be instrumented.
@@ -155,6 +159,7 @@ def instrument(
             user_id=user_id,
             tracer=tracer,
             statements=traced if statement_spans and spans != "off" else None,
+            repeated_statements=repeated_statements,
             meet=_hook_engine,
         )
         setattr(subject, MARK, _Instrumented(observer, _install(subject, observer)))
@@ -296,7 +301,9 @@ def _adopt_sessions_of(engine: Engine, observer: Observer) -> Callable[[], None]
     hooks = _hook_engine(observer, engine)
     hooks.owner = observer
     _choose_core_spans(engine, hooks)
-    leave = watch(Session, _adopter)
+    # Some engines are never given back, but only forgotten.
+    leave = weakref.finalize(engine, watch(Session, _adopter))
+    leave.atexit = False
 
     def restore() -> None:
         hooks.owner = None

@@ -122,6 +122,7 @@ _SLOTS = (
     "born_at",
     "closed_at",
     "context",
+    "repeats",
     "request_id",
     "route",
     "session_id",
@@ -363,6 +364,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         self.statement_ended: float | None = None
         self.born_at: tuple[CodeType, int] | None = None
         self.statement_spans: Any = None
+        self.repeats: Any = None
 
     def mirror_on(self, mirror: SpanMirror | None, statement_spans: Any) -> None:
         """Mirror onto this span from here on.
@@ -453,6 +455,10 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
             attributes["sqlalchemy.session.request_id"] = self.request_id
         if self.last_error is not None:
             attributes["sqlalchemy.session.last_error"] = self.last_error
+        repeats = getattr(self, "repeats", None)  # which a record kept by hand has not
+        if repeats is not None and repeats.summary:
+            attributes["sqlalchemy.session.repeated_statement"] = repeats.summary
+            attributes["sqlalchemy.session.repeated_statement.count"] = repeats.count
         return attributes
 
     def detach(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as api_context
 from opentelemetry import trace
@@ -123,3 +123,18 @@ def current_mirror() -> SpanMirror | None:
     except Exception as fault:  # noqa: BLE001
         caught("tracing", fault)
         return None
+
+
+def pool_exhausted(mirror: SpanMirror | None, report: Mapping[str, Any]) -> None:
+    """Put the report on a pool that had no connection left onto the span of whoever waited."""
+    if mirror is None:
+        return
+    try:
+        holders = [
+            f"{holder['session_id']} {holder['route']} {holder['taken_at']}".strip()
+            for holder in report["holders"]
+        ]
+        attributes = {"db.client.connection.pool.name": report["pool"], "holders": holders}
+        mirror.span.add_event("sqlalchemy.pool.exhausted", attributes)
+    except Exception as fault:  # noqa: BLE001
+        caught("tracing", fault)

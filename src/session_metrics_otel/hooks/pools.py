@@ -1,4 +1,4 @@
-"""Pools: who asked for a connection and did not get one.
+"""Pools: waiting, holding, timing out, by OpenTelemetry's ``db.client.connection.*`` metrics.
 
 An engine's pool becomes an instance of a subclass of its own class, so that the pool which
 ``engine.dispose()`` makes in its place is observed as well.
@@ -6,27 +6,145 @@ An engine's pool becomes an instance of a subclass of its own class, so that the
 
 from __future__ import annotations
 
+import os
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+from sqlalchemy import event
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import (
+    AssertionPool,
+    NullPool,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
+
+from session_metrics_otel import catalog
+from session_metrics_otel.faults import caught
+from session_metrics_otel.ledger import LEDGER, PENDING_LIMIT, Tally
+from session_metrics_otel.tracing import current_mirror, pool_exhausted
+
+from .holders import Holder, bounded_route, report_exhaustion, user_place
 from .sessions import connection_refused
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine, Pool
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Engine
+
+    from session_metrics_otel.catalog import Metric
+    from session_metrics_otel.ledger import Labels
+
+_pools: WeakSet[Any] = WeakSet()
 
 
-def _observed(kind: type[Any]) -> type[Any]:
+def pool_name(engine: Engine) -> str:
+    """The pool's name: its ``pool_logging_name``, or where it leads to.
+
+    The latter is OpenTelemetry's rule, ``server.address:server.port/db.namespace``; what a URL
+    doesn't have is left out, and a database without a server has its dialect's name for one.
+    """
+    given: str | None = engine.pool._orig_logging_name
+    if given:
+        return given
+    url = engine.url
+    port = f":{url.port}" if url.port else ""
+    return f"{url.host or url.get_backend_name()}{port}/{url.database or ''}"
+
+
+class Meter:
+    """What is counted of the pools of one name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.asked = Tally()
+        self.answered = Tally()
+        self.detached = Tally()
+        self.closed_detached = Tally()
+        self.timeouts = LEDGER.tally(catalog.CONNECTION_TIMEOUTS, name)
+        self.invalidations = LEDGER.tally(catalog.POOL_INVALIDATIONS, name)
+        self.create_time = LEDGER.histogram(catalog.CONNECTION_CREATE_TIME, name)
+        self.wait_time = LEDGER.histogram(catalog.CONNECTION_WAIT_TIME, name)
+        self.use_time = LEDGER.histogram(catalog.CONNECTION_USE_TIME, name)
+
+    def forget(self) -> None:
+        """Start again at nothing, in a child after ``fork``."""
+        for tally in (self.asked, self.answered, self.detached, self.closed_detached):
+            tally.forget()
+
+
+_meters: dict[str, Meter] = {}
+
+
+def _meter(name: str) -> Meter:
+    found = _meters.get(name)
+    return _meters.setdefault(name, Meter(name)) if found is None else found
+
+
+def _observed(kind: type[Any], meter: Meter) -> type[Any]:  # noqa: C901 - one class
     """A subclass of the pool class ``kind`` that sees what is asked of it."""
+    asked, answered = meter.asked.hit, meter.answered.hit
+    wait_time, use_time = meter.wait_time, meter.use_time
+    waited, waits = wait_time.add, wait_time.pending
+    used, uses = use_time.add, use_time.pending
 
     class ObservedPool(kind):  # type: ignore[misc]  # which class is known when it runs
         __slots__ = ()  # an instance's class can only be changed for one of the same layout
         replaced = kind
+        observed_meter = meter
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            _begin(self)
 
         def connect(self) -> Any:
+            began = perf_counter()
+            asked()
             try:
-                return super().connect()
+                fairy = super().connect()
             except BaseException as error:
-                connection_refused(self._dialect, error)
+                answered()
+                _refused(self, error)
                 raise
+            answered()
+            try:
+                now = perf_counter()
+                waited(now - began)
+                if len(waits) > PENDING_LIMIT:
+                    wait_time.fold_if_free()
+                entry = fairy._connection_record
+                holders = self.holders
+                if entry not in holders:  # one that is shared may be out already
+                    holders[entry] = holder = Holder()
+                    holder.since = now
+                    holder.place = user_place()
+                    holder.session = None
+            except Exception as fault:  # noqa: BLE001 - never the application's trouble
+                caught("pools", fault)
+            return fairy
+
+        def _do_return_conn(self, record: Any) -> None:
+            holder = self.holders.pop(record, None)
+            if holder is not None:
+                try:
+                    seconds = perf_counter() - holder.since
+                    used(seconds)
+                    if len(uses) > PENDING_LIMIT:
+                        use_time.fold_if_free()
+                    if holder.session is not None and holder.session.route:
+                        _count_route(holder.session.route, seconds)
+                except Exception as fault:  # noqa: BLE001
+                    caught("pools", fault)
+            super()._do_return_conn(record)
+
+        def recreate(self) -> Any:
+            self.holders.replaced = True
+            return super().recreate()
+
+        def _should_wrap_creator(self, creator: Any) -> Any:
+            return _timed(super()._should_wrap_creator(creator), meter)
 
     ObservedPool.__name__ = kind.__name__
     ObservedPool.__qualname__ = kind.__qualname__
@@ -34,15 +152,165 @@ def _observed(kind: type[Any]) -> type[Any]:
     return ObservedPool
 
 
+class _Holders(dict[Any, Holder]):
+    """The connections that are out of a pool, by their entry in it.
+
+    Attributes:
+        replaced: Whether the pool has been given up for another; what is out still comes back.
+    """
+
+    replaced = False
+
+
+def _begin(pool: Any) -> None:
+    pool.holders = _Holders()
+    _pools.add(pool)
+
+
+def _timed(create: Callable[[Any], Any], meter: Meter) -> Callable[[Any], Any]:
+    def timed(entry: Any) -> Any:
+        began = perf_counter()
+        connection = create(entry)
+        meter.create_time.observe(perf_counter() - began)
+        return connection
+
+    return timed
+
+
+def _refused(pool: Any, error: BaseException) -> None:
+    record = connection_refused(pool._dialect, error)
+    try:
+        if isinstance(error, PoolTimeoutError):
+            meter: Meter = pool.observed_meter
+            meter.timeouts.hit()
+            report = report_exhaustion(meter.name, pool, list(pool.holders.values()))
+            if record is None:
+                pool_exhausted(current_mirror(), report)
+            else:
+                pool_exhausted(record._span_mirror(), report)
+    except Exception as fault:  # noqa: BLE001
+        caught("pools", fault)
+
+
+def _count_route(route: str, seconds: float) -> None:
+    LEDGER.histogram(catalog.ROUTE_CONNECTION_USE_TIME, bounded_route(route)).observe(seconds)
+
+
+def _listeners(meter: Meter) -> dict[str, Callable[..., None]]:
+    def invalidate(*_: Any) -> None:
+        meter.invalidations.hit()
+
+    def detach(*_: Any) -> None:
+        meter.detached.hit()
+
+    def close_detached(*_: Any) -> None:
+        meter.closed_detached.hit()
+
+    return {
+        "invalidate": invalidate,
+        "soft_invalidate": invalidate,
+        "detach": detach,
+        "close_detached": close_detached,
+    }
+
+
 def hook(engine: Engine) -> None:
-    """Observe the pool of ``engine``."""
-    pool: Pool = engine.pool
-    if not hasattr(pool, "replaced"):
-        pool.__class__ = _observed(type(pool))
+    """Observe the pool of ``engine``, and those that come after it."""
+    pool: Any = engine.pool
+    if not hasattr(pool, "observed_meter"):
+        meter = _meter(pool_name(engine))
+        pool.__class__ = _observed(type(pool), meter)
+        pool._invoke_creator = _timed(pool._invoke_creator, meter)
+        type(pool).listeners = _listeners(meter)
+        for name, listener in type(pool).listeners.items():
+            event.listen(pool, name, listener)
+        _begin(pool)
 
 
 def unhook(engine: Engine) -> None:
     """Put the pool of ``engine`` back as it was."""
     pool: Any = engine.pool
-    if hasattr(pool, "replaced"):
+    if hasattr(pool, "observed_meter"):
+        for name, listener in type(pool).listeners.items():
+            # A pool made by `dispose()` took them over without anybody's listening.
+            if event.contains(pool, name, listener):
+                event.remove(pool, name, listener)
+        _pools.discard(pool)
         pool.__class__ = pool.replaced
+        pool._invoke_creator = pool._should_wrap_creator(pool._creator)
+        del pool.holders
+
+
+def _limits(pool: Any) -> dict[Metric, float]:
+    """What the pool's class says of itself; what it cannot know is absent."""
+    if isinstance(pool, QueuePool):
+        size = pool.size()
+        limits: dict[Metric, float] = {
+            catalog.CONNECTION_IDLE_MIN: 0,
+        }
+        if size:  # 0 is no limit
+            limits[catalog.CONNECTION_IDLE_MAX] = size
+            if pool._max_overflow > -1:
+                limits[catalog.CONNECTION_MAX] = size + pool._max_overflow
+        return limits
+    if isinstance(pool, NullPool):
+        return {catalog.CONNECTION_IDLE_MAX: 0, catalog.CONNECTION_IDLE_MIN: 0}
+    if isinstance(pool, (StaticPool, AssertionPool)):
+        return {catalog.CONNECTION_MAX: 1, catalog.CONNECTION_IDLE_MAX: 1}
+    if isinstance(pool, SingletonThreadPool):
+        return {catalog.CONNECTION_IDLE_MAX: pool.size}
+    return {}
+
+
+def _idle(pool: Any, used: int) -> float | None:
+    if isinstance(pool, QueuePool):
+        return pool.checkedin()
+    if isinstance(pool, NullPool):
+        return 0
+    if isinstance(pool, StaticPool):
+        return max(int("connection" in vars(pool)) - used, 0)
+    if isinstance(pool, AssertionPool):
+        return max(int(pool._conn is not None) - used, 0)
+    return None
+
+
+def _read() -> Iterator[tuple[Metric, Labels, float]]:
+    sums: dict[tuple[Metric, Labels], float] = {}
+
+    def add(metric: Metric, labels: Labels, value: float) -> None:
+        sums[metric, labels] = sums.get((metric, labels), 0) + value
+
+    for pool in list(_pools):
+        name = pool.observed_meter.name
+        used = len(pool.holders)
+        add(catalog.CONNECTION_COUNT, (name, "used"), used)
+        if pool.holders.replaced:
+            continue
+        add(catalog.POOLS, (name,), 1)
+        idle = _idle(pool, used)
+        if idle is not None:
+            add(catalog.CONNECTION_COUNT, (name, "idle"), idle)
+        for metric, value in _limits(pool).items():
+            add(metric, (name,), value)
+    for name, meter in list(_meters.items()):
+        pending = meter.answered.read(), meter.asked.read()
+        add(catalog.CONNECTION_PENDING_REQUESTS, (name,), max(pending[1] - pending[0], 0))
+        closed, detached = meter.closed_detached.read(), meter.detached.read()
+        add(catalog.POOL_DETACHED, (name,), max(detached - closed, 0))
+    for (metric, labels), value in sums.items():
+        yield metric, labels, value
+
+
+LEDGER.read_with(_read)
+
+
+def _forget() -> None:
+    """Leave to the parent what is the parent's, in a child after ``fork``."""
+    for meter in _meters.values():
+        meter.forget()
+    for pool in list(_pools):
+        pool.holders.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -24,6 +24,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.exc import StaleDataError
 
+from session_metrics_otel import catalog
 from session_metrics_otel.binding import current_binding
 from session_metrics_otel.catalog import SessionState
 from session_metrics_otel.faults import caught
@@ -32,6 +33,8 @@ from session_metrics_otel.session_metrics import DatabaseSessionMetrics
 from session_metrics_otel.tracing import SpanMirror, suppressed
 
 from . import current
+from .holders import bounded_route, holder_of
+from .repeats import Repeats
 from .statements import RECORD
 
 if TYPE_CHECKING:
@@ -97,6 +100,7 @@ class Observer:
         user_id: ``plain``, ``hashed`` or None: how the user's id goes onto a span.
         tracer: Where spans come from.
         statements: What statements are traced with; None where they are not.
+        repeated_statements: How often a session may send the same statement; None: not counted.
         meet: Called with each engine the sessions are bound to, so that its statements are seen.
 
     Attributes:
@@ -115,6 +119,7 @@ class Observer:
         user_id: str | None,
         tracer: Tracer,
         statements: StatementSpans | None,
+        repeated_statements: int | None,
         meet: Callable[[Observer, Any], object],
     ) -> None:
         self.name = name
@@ -125,6 +130,7 @@ class Observer:
         self._user_id = user_id
         self._tracer = tracer
         self.statements = statements
+        self._repeated_statements = repeated_statements
         self._meet = meet
         self.met: Any = None
         self._span_name = f"session {name}"
@@ -147,6 +153,8 @@ class Observer:
         )
         record.hooked(perf_counter(), bound.route, get_current())
         record.born_at = _creator()
+        if self._repeated_statements is not None:
+            record.repeats = Repeats(self._repeated_statements)
         session.__dict__[ATTACHED] = record
         if observer_of(session) is not self:
             session.__dict__[OWNER] = self
@@ -291,6 +299,9 @@ def _end(session: Any, end: Callable[[], None]) -> None:
         if record.transaction_began is not None:
             record.ended_transaction("closed")
         record.close_session()
+        if record.route:
+            route = bounded_route(record.route)
+            LEDGER.tally(catalog.ROUTE_SESSIONS, record.factory, route).hit()
         observer: Observer = session.__dict__.get(OWNER) or session._session_observer
         if observer.ended is not None:
             observer.ended(observer)
@@ -313,6 +324,9 @@ def _after_begin(session: Any, _: SessionTransaction, connection: Connection) ->
             record = observer.working(session)
         if record.transaction_began is None:
             record.transaction_began = record.statement_ended = perf_counter()
+        holder = holder_of(connection)
+        if holder is not None:
+            holder.session = record
         record.move(_ACTIVE)
         connection.__dict__[RECORD] = record
     except Exception as fault:  # noqa: BLE001 - never the session's trouble
@@ -371,8 +385,11 @@ def _listen(kind: type[Session]) -> None:
     event.listen(kind, "after_flush", _after_flush)
 
 
-def connection_refused(dialect: Dialect, error: BaseException) -> None:
+def connection_refused(dialect: Dialect, error: BaseException) -> DatabaseSessionMetrics | None:
     """Tell the session that asked for a connection, if one did, that there was none to be had.
+
+    Returns:
+        The session's record, or None where it was no session that asked.
 
     No event tells which session that was, but its transaction is on the stack; and looking there
     costs nothing until it happens.
@@ -383,6 +400,7 @@ def connection_refused(dialect: Dialect, error: BaseException) -> None:
             record.record_error(error)
         except Exception as fault:  # noqa: BLE001
             caught("sessions", fault)
+    return record
 
 
 def asking_record(dialect: Dialect) -> DatabaseSessionMetrics | None:

@@ -15,6 +15,7 @@ from sqlalchemy import event
 from session_metrics_otel.faults import caught
 
 from .servers import server_attributes
+from .statement_metrics import series_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -41,13 +42,18 @@ class _ObservedContext:
         server: The attributes that all spans of the engine have.
         core_spans: What statements that no session sent are traced with; None: not at all.
         started: The span of the statement that is being executed, or None.
+        sent_at: ``time.perf_counter()`` when it was sent; None once it is measured.
     """
 
     root_connection: Any
+    compiled: Any
+    cursor: Any
+    statement: str
     replaced: Any
     server: Attributes
     core_spans: StatementSpans | None
     started: Started | None = None
+    sent_at: float | None = None
 
     def pre_exec(self) -> None:
         super().pre_exec()  # type: ignore[misc]
@@ -59,18 +65,42 @@ class _ObservedContext:
                 record.sent_query()
                 record.statement_ended = None  # it is being executed: that is not idle
                 spans = record.statement_spans
+                if record.repeats is not None:
+                    record.repeats.sent(self, record)
             if spans is not None:
                 self.started = spans.start(self, record, self.server)
         except Exception as fault:  # noqa: BLE001 - never the statement's trouble
             caught("statements", fault)
+        self.sent_at = perf_counter()
 
     def post_exec(self) -> None:
+        ended = perf_counter()
         record = self.root_connection.__dict__.get(RECORD)
         if record is not None:
-            record.statement_ended = perf_counter()
+            record.statement_ended = ended
+        try:
+            if self.sent_at is not None:
+                seconds = ended - self.sent_at
+                self.sent_at = None
+                series = series_of(self, self.server)
+                series.duration.observe(seconds)
+                if series.rows is not None and self.cursor.description is not None:
+                    rows = self.cursor.rowcount
+                    if rows >= 0:
+                        series.rows.observe(rows)
+        except Exception as fault:  # noqa: BLE001 - never the statement's trouble
+            caught("statements", fault)
         if self.started is not None:
             self._end_span(None)
         super().post_exec()  # type: ignore[misc]
+
+    def _failed(self, error: BaseException) -> None:
+        if self.sent_at is not None:
+            seconds = perf_counter() - self.sent_at
+            self.sent_at = None
+            series_of(self, self.server).failed(error, seconds)
+        if self.started is not None:
+            self._end_span(error)
 
     def _end_span(self, error: BaseException | None) -> None:
         started, self.started = self.started, None
@@ -84,8 +114,8 @@ class _ObservedContext:
 def _handle_error(context: ExceptionContext) -> None:
     try:
         execution = context.execution_context
-        if isinstance(execution, _ObservedContext) and execution.started is not None:
-            execution._end_span(context.original_exception)
+        if isinstance(execution, _ObservedContext):
+            execution._failed(context.original_exception)
         connection = context.connection
         record = None if connection is None else record_of(connection)
         if record is not None:

@@ -1,0 +1,216 @@
+"""Who holds a pool's connections, and the report that names them when it is exhausted."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy
+
+from session_metrics_otel.catalog import OTHER
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+    from sqlalchemy import Connection, Pool
+
+    from session_metrics_otel.session_metrics import DatabaseSessionMetrics
+
+logger = logging.getLogger("session_metrics_otel")
+
+REPORT_INTERVAL = 10.0
+"""Seconds between two reports on one pool: fifty waiters at once are told one story."""
+
+KEPT_REPORTS = 20
+"""Reports that are kept to be looked at."""
+
+_INSIDE = (
+    str(Path(sqlalchemy.__file__).parent),
+    str(Path(__file__).parent.parent),
+)
+
+# Files by whether they are SQLAlchemy's or ours: a frame's file name is looked up, not compared.
+_is_inside: dict[str, bool] = {}
+
+
+def user_place() -> tuple[CodeType, int] | None:
+    """Where in the application's own code the call came from: its code object and instruction.
+
+    Two objects that exist anyway; the line is worked out when somebody asks. Across a greenlet, as
+    SQLAlchemy's asyncio extension uses, the search goes on where the application awaits.
+    """
+    frame: Any = _first_to_look_at()
+    parent: Any = None
+    while True:
+        if frame is None:
+            greenlet = sys.modules.get("greenlet")
+            if greenlet is None:
+                return None
+            parent = (parent or greenlet.getcurrent()).parent
+            if parent is None or parent.gr_frame is None:
+                return None
+            frame = parent.gr_frame
+        code = frame.f_code
+        inside = _is_inside.get(code.co_filename)
+        if inside is None:
+            inside = _is_code_inside(frame)
+        if not inside:
+            return code, frame.f_lasti
+        frame = frame.f_back
+
+
+def _first_to_look_at() -> Any:
+    """A frame that is surely not above the application's own, and close to it if it can be.
+
+    Each frame on the way up is an object to be made, and there are ten from a pool up to whoever
+    called ``Session.execute``. Where the stack is the usual one, those in between are passed over.
+    """
+    try:
+        above = sys._getframe(6)
+        if _is_inside.get(above.f_code.co_filename):
+            deeper = sys._getframe(10)
+            return deeper if _is_inside.get(deeper.f_code.co_filename) else above
+    except ValueError:  # the stack, or the greenlet's, ends before
+        pass
+    return sys._getframe(3)
+
+
+def _is_code_inside(frame: Any) -> bool:
+    file = frame.f_code.co_filename
+    if file.startswith("<"):  # made when it ran: SQLAlchemy makes wrappers in no named module
+        return str(frame.f_globals.get("__name__", "sqlalchemy")).startswith("sqlalchemy")
+    _is_inside[file] = inside = bool(file.startswith(_INSIDE))
+    return inside
+
+
+def line_of(place: tuple[CodeType, int] | None) -> str:
+    """``file:line in function``, or "" where it is not known."""
+    if place is None:
+        return ""
+    code, instruction = place
+    line = code.co_firstlineno
+    for start, end, number in code.co_lines():
+        if start <= instruction < end and number is not None:
+            line = number
+    return f"{code.co_filename}:{line} in {code.co_name}"
+
+
+MAX_ROUTES = 100
+"""Different routes that are told apart; the rest is ``_OTHER``."""
+
+_routes: set[str] = set()
+
+
+def bounded_route(route: str) -> str:
+    """``route``, or ``_OTHER`` where there are too many already."""
+    if route not in _routes:
+        if len(_routes) >= MAX_ROUTES:
+            return OTHER
+        _routes.add(route)
+    return route
+
+
+def holder_of(connection: Connection) -> Holder | None:
+    """Who holds what ``connection`` has from its pool, or None where the pool is not observed."""
+    fairy: Any = connection._dbapi_connection
+    holders: dict[Any, Holder] | None = getattr(fairy._pool, "holders", None)
+    return None if holders is None else holders.get(fairy._connection_record)
+
+
+class Holder:
+    """A connection that is out of its pool.
+
+    Attributes:
+        since: ``time.perf_counter()`` at the checkout.
+        place: Where in the application's code it was taken.
+        session: The record of the session that uses it, or None: a Core connection.
+    """
+
+    __slots__ = ("place", "session", "since")
+
+    # Set by whoever makes one, which is done for every checkout: no call of a constructor.
+    since: float
+    place: tuple[CodeType, int] | None
+    session: DatabaseSessionMetrics | None
+
+    def describe(self) -> dict[str, Any]:
+        """What the report says of it."""
+        session = self.session
+        return {
+            "session_id": "" if session is None else session.session_id,
+            "request_id": "" if session is None else session.request_id,
+            "route": "" if session is None else session.route,
+            "factory": "" if session is None else session.factory,
+            "state": "" if session is None else session.state.value,
+            "held_seconds": round(time.perf_counter() - self.since, 3),
+            "statements": 0 if session is None else session.query_count,
+            "taken_at": line_of(self.place),
+        }
+
+
+_reports: deque[dict[str, Any]] = deque(maxlen=KEPT_REPORTS)
+_last_report: dict[str, float] = {}
+_lock = threading.Lock()
+
+
+def exhaustion_reports() -> list[dict[str, Any]]:
+    """The last reports on exhausted pools, newest last.
+
+    Each has ``at`` (ISO 8601), ``pool``, ``timeouts`` (how many requests it speaks for so far) and
+    ``holders``: for each connection that was out its session, request, route, state, seconds held,
+    statements, last statement and the line of code that took it.
+    """
+    return list(_reports)
+
+
+def report_exhaustion(pool_name: str, pool: Pool, holders: list[Holder]) -> dict[str, Any]:
+    """Say who holds the connections of ``pool``, of which one was asked for in vain.
+
+    Logs at most one report on a pool every ``REPORT_INTERVAL`` seconds; in between, the last one
+    counts the requests that it speaks for.
+    """
+    now = time.monotonic()
+    with _lock:
+        last = _last_report.get(pool_name)
+        if last is not None and now - last < REPORT_INTERVAL:
+            earlier: dict[str, Any]
+            for earlier in reversed(_reports):
+                if earlier["pool"] == pool_name:
+                    earlier["timeouts"] += 1
+                    return earlier
+        _last_report[pool_name] = now
+        described = [holder.describe() for holder in holders]
+        described.sort(key=lambda holder: -holder["held_seconds"])
+        report: dict[str, Any] = {
+            "at": datetime.now(timezone.utc).isoformat(),
+            "pool": pool_name,
+            "status": pool.status(),
+            "timeouts": 1,
+            "holders": described,
+        }
+        _reports.append(report)
+    logger.warning("%s", _as_text(report), extra={"exhaustion_report": report})
+    return report
+
+
+def _as_text(report: dict[str, Any]) -> str:
+    pool, status, holders = report["pool"], report["status"], report["holders"]
+    lines = [f"No connection to be had from pool {pool!r} ({status}); {len(holders)} held:"]
+    for holder in holders:
+        who = "a connection without a session"
+        if holder["session_id"]:
+            who = f"session {holder['session_id']} ({holder['factory']}, {holder['state']})"
+        request = f", request {holder['request_id']}" if holder["request_id"] else ""
+        route = f", route {holder['route']}" if holder["route"] else ""
+        lines.append(
+            f"  {holder['held_seconds']:.1f} s: {who}{request}{route}, "
+            f"{holder['statements']} statements; "
+            f"taken at {holder['taken_at'] or 'an unknown place'}"
+        )
+    return "\n".join(lines)

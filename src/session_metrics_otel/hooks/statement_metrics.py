@@ -1,0 +1,96 @@
+"""Statements' durations and rows, by OpenTelemetry's ``db.client.*`` metrics.
+
+The series a statement belongs to is kept with the compiled statement, which SQLAlchemy caches and
+reuses: so a statement costs one look-up and one measurement.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from session_metrics_otel import catalog
+from session_metrics_otel.ledger import LEDGER
+
+from .queries import describe
+from .servers import error_type
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.engine.interfaces import ExecutionContext
+
+    from session_metrics_otel.ledger import Histogram, Labels
+
+KEPT = "_session_metrics_series"
+"""Where a compiled statement keeps the series that it is measured in."""
+
+MAX_SERIES = 500
+"""Different pairs of operation and collection that are told apart; the rest is ``_OTHER``."""
+
+MAX_ERROR_TYPES = 32
+"""Different ``error.type`` values; the rest is ``_OTHER``."""
+
+_pairs: set[tuple[str, str]] = set()
+_error_types: set[str] = set()
+
+
+def _bounded(pair: tuple[str, str]) -> tuple[str, str]:
+    if pair not in _pairs:
+        if len(_pairs) >= MAX_SERIES:
+            return (catalog.OTHER, catalog.OTHER)
+        _pairs.add(pair)
+    return pair
+
+
+def _bounded_error_type(error: BaseException) -> str:
+    name = error_type(error)
+    if name not in _error_types:
+        if len(_error_types) >= MAX_ERROR_TYPES:
+            return catalog.OTHER
+        _error_types.add(name)
+    return name
+
+
+class Series:
+    """Where one statement is measured.
+
+    Attributes:
+        duration: Seconds that it took.
+        rows: Rows that it returned, or None where the driver does not say.
+    """
+
+    __slots__ = ("_labels", "duration", "rows")
+
+    def __init__(self, labels: Labels, *, counts_rows: bool) -> None:
+        self._labels = labels
+        self.duration = LEDGER.histogram(catalog.OPERATION_DURATION, *labels)
+        self.rows: Histogram | None = (
+            LEDGER.histogram(catalog.RETURNED_ROWS, *labels) if counts_rows else None
+        )
+
+    def failed(self, error: BaseException, seconds: float) -> None:
+        """Measure it where it ended in ``error``."""
+        labels = (*self._labels[:-1], _bounded_error_type(error))
+        LEDGER.histogram(catalog.OPERATION_DURATION, *labels).observe(seconds)
+
+
+def series_of(context: Any, server: Mapping[str, Any]) -> Series:
+    """The series of the statement that ``context`` executes on ``server``."""
+    compiled = context.compiled
+    found: Series | None = None if compiled is None else compiled.__dict__.get(KEPT)
+    if found is None:
+        found = _new_series(context, server)
+        if compiled is not None:
+            compiled.__dict__[KEPT] = found
+    return found
+
+
+def _new_series(context: ExecutionContext, server: Mapping[str, Any]) -> Series:
+    query = describe(context)
+    operation, collection = _bounded((query.operation, query.collection))
+    known = {"db.operation.name": operation, "db.collection.name": collection}
+    labels = tuple(
+        str({**server, **known}.get(name, "")) for name in catalog.OPERATION_DURATION.attributes
+    )
+    # sqlite3 never knows how many rows a statement has until they are fetched.
+    return Series(labels, counts_rows=context.dialect.name != "sqlite")

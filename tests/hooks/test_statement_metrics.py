@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import pytest
+from prometheus_client import REGISTRY
+from reading import counted
+from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import sessionmaker
+
+from session_metrics_otel import instrument, uninstrument
+from session_metrics_otel.hooks import statement_metrics
+
+ONE = text("select 1")
+ITEMS = Table("items", MetaData(), Column("id", Integer, primary_key=True))
+
+
+def durations() -> dict[tuple[str, ...], float]:
+    """How often statements were measured, by operation, collection and error."""
+    found = {}
+    for family in REGISTRY.collect():
+        for sample in family.samples:
+            if sample.name == "db_client_operation_duration_seconds_count" and sample.value:
+                labels = sample.labels
+                assert labels["db_system_name"] == "sqlite"
+                names = ("db_operation_name", "db_collection_name", "error_type")
+                found[tuple(labels.get(name, "") for name in names)] = sample.value
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch):
+    monkeypatch.setattr(statement_metrics, "_pairs", set())
+    monkeypatch.setattr(statement_metrics, "_error_types", set())
+
+
+@pytest.fixture
+def maker(engine):
+    ITEMS.create(engine)
+    engine.clear_compiled_cache()  # it keeps the series of the statements in it
+    maker = sessionmaker(engine)
+    instrument(maker, name="timed", repeated_statements=3)
+    yield maker
+    uninstrument(maker)
+
+
+def test_by_operation_and_collection(maker):
+    with maker() as session:
+        session.execute(insert(ITEMS), [{"id": 1}, {"id": 2}])
+        for _ in range(2):
+            session.execute(select(ITEMS)).all()
+        session.execute(ONE)
+        session.commit()
+    assert durations() == {
+        ("BATCH INSERT", "items", ""): 1,
+        ("SELECT", "items", ""): 2,
+        ("", "", ""): 1,
+    }
+
+
+def test_a_failed_one_has_its_error(maker):
+    with maker() as session, pytest.raises(OperationalError):
+        session.execute(text("select * from nowhere"))
+    assert durations() == {("", "", "OperationalError"): 1}
+
+
+def test_core_statements_too(maker):
+    with maker.kw["bind"].connect() as connection:
+        connection.execute(select(ITEMS))
+        connection.exec_driver_sql("select 1")
+    assert durations() == {("SELECT", "items", ""): 1, ("", "", ""): 1}
+
+
+def test_sqlite_does_not_know_its_rows(maker):
+    with maker() as session:
+        session.execute(select(ITEMS)).all()
+    found = [f.name for f in REGISTRY.collect() if f.name == "db_client_response_returned_rows"]
+    assert found == []
+
+
+def test_series_are_bounded(maker, monkeypatch):
+    monkeypatch.setattr(statement_metrics, "MAX_SERIES", 2)
+    metadata = MetaData()
+    with maker() as session:
+        for number in range(4):
+            table = Table(f"items_{number}", metadata, Column("id", Integer))
+            table.create(session.connection())
+            session.execute(select(table))
+    assert len(durations()) == 3
+    assert durations()[("_OTHER", "_OTHER", "")] == 6
+
+
+class TestRepeats:
+    def test_a_session_that_repeats_itself_is_counted_once(self, maker):
+        with maker() as session:
+            for number in range(10):
+                session.execute(select(ITEMS).where(ITEMS.c.id == number))
+        with maker() as session:
+            for _ in range(3):
+                session.execute(select(ITEMS))
+            session.execute(ONE)
+        assert counted("timed")["repeated_statements"] == 1
+
+    def test_it_is_said_on_the_span(self, engine, provider, spans):
+        ITEMS.create(engine)
+        maker = sessionmaker(engine)
+        instrument(
+            maker,
+            name="timed",
+            repeated_statements=3,
+            tracer_provider=provider,
+            statement_spans=False,
+        )
+        with maker() as session:
+            for number in range(10):
+                session.execute(select(ITEMS).where(ITEMS.c.id == number))
+        uninstrument(maker)
+        (span,) = spans.get_finished_spans()
+        assert span.attributes["sqlalchemy.session.repeated_statement"] == "SELECT items"
+        assert span.attributes["sqlalchemy.session.repeated_statement.count"] == 10
+
+    def test_is_not_looked_for_unless_asked(self, engine):
+        maker = sessionmaker(engine)
+        instrument(maker, name="timed")
+        with maker() as session:
+            for _ in range(20):
+                session.execute(ONE)
+        uninstrument(maker)
+        assert "repeated_statements" not in counted("timed")
