@@ -44,6 +44,7 @@ class Client:
     driver: str
     engine: Engine | AsyncEngine = field(repr=False)
     maker: Any = field(repr=False)
+    opened: list[Any] = field(default_factory=list, repr=False)
 
     async def run(self, session: Session | AsyncSession, do: Callable[[Session], T]) -> T:
         if isinstance(session, AsyncSession):
@@ -53,6 +54,7 @@ class Client:
     async def open(self, do: Callable[[Session], Any]) -> Any:
         """A new session that did ``do`` and still holds its connection."""
         session = self.maker()
+        self.opened.append(session)
         await self.run(session, do)
         return session
 
@@ -95,5 +97,6 @@ async def client_of(postgres: Postgres, driver: str, **options: Any) -> AsyncIte
     try:
         yield client
     finally:
+        await client.close(*client.opened)
         await client.dispose()
         uninstrument(maker)
