@@ -194,4 +194,4 @@ class Records(RuleBasedStateMachine):
 
 
 TestRecords = Records.TestCase
-TestRecords.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestRecords.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
