@@ -32,11 +32,6 @@ NOWHERE = Table("nowhere", MetaData(), Column("id", Integer))
 # What a connection of a session in the middle of its work is to the server, and one in the pool.
 STATES = {"idle in transaction": "used", "idle": "idle"}
 
-counts_empty_entries = pytest.mark.xfail(
-    raises=AssertionError,
-    reason="QueuePool.checkedin() counts an entry whose connection is gone, and so does idle",
-)
-
 
 @pytest.fixture(params=DRIVERS)
 def connect(
@@ -172,7 +167,6 @@ async def test_waiters_that_time_out_together_are_one_report_that_names_the_hold
         await both_say(client, used=0, idle=1)
 
 
-@counts_empty_entries
 async def test_a_detached_connection_is_the_servers_but_no_longer_the_pools(
     client: Client,
 ) -> None:
@@ -188,7 +182,6 @@ async def test_a_detached_connection_is_the_servers_but_no_longer_the_pools(
     await both_say(client, used=0, idle=0)
 
 
-@counts_empty_entries
 async def test_an_invalidated_connection_is_gone_from_both(client: Client) -> None:
     session = await client.open(select_one)
     await client.run(session, lambda session: session.invalidate())
@@ -198,7 +191,6 @@ async def test_an_invalidated_connection_is_gone_from_both(client: Client) -> No
     await both_say(client, used=0, idle=1)
 
 
-@counts_empty_entries
 async def test_a_backend_that_is_terminated_costs_its_own_session_alone(client: Client) -> None:
     sessions = [await client.open(select_one) for _ in range(3)]
     process = await client.run(sessions[0], lambda s: s.scalar(text("select pg_backend_pid()")))
@@ -213,7 +205,6 @@ async def test_a_backend_that_is_terminated_costs_its_own_session_alone(client: 
     await both_say(client, used=0, idle=2)
 
 
-@counts_empty_entries
 async def test_the_gauges_are_back_to_the_truth_when_the_server_is(client: Client) -> None:
     sessions = [await client.open(select_one) for _ in range(3)]
     client.postgres.stop()

@@ -7,6 +7,7 @@ An engine's pool becomes an instance of a subclass of its own class, so that the
 from __future__ import annotations
 
 import os
+from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -262,9 +263,21 @@ def _limits(pool: Any) -> dict[Metric, float]:
     return {}
 
 
+def _connected(pool: QueuePool) -> int:
+    """How many of the entries in the pool have a connection.
+
+    An entry outlives a connection that was invalidated or detached, and has another opened when it
+    is wanted: ``checkedin()`` counts it all the same.
+    """
+    entries: Any = pool._pool
+    while not isinstance(entries, deque):  # asyncio's queue has another one inside
+        entries = entries.queue if hasattr(entries, "queue") else entries._queue
+    return sum(entry.dbapi_connection is not None for entry in tuple(entries))
+
+
 def _idle(pool: Any, used: int) -> float | None:
     if isinstance(pool, QueuePool):
-        return pool.checkedin()
+        return _connected(pool)
     if isinstance(pool, NullPool):
         return 0
     if isinstance(pool, StaticPool):
