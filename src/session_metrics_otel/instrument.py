@@ -110,6 +110,7 @@ def instrument(
     statement_hook: StatementHook | None = None,
     sql_comments: SqlComments | None = None,
     repeated_statements: int | None = None,
+    holder_lines: bool = True,
 ) -> None:
     """Count the sessions of ``target`` from here on, and trace them.
 
@@ -134,6 +135,8 @@ def instrument(
             ``traceparent``; None for no comments.
         repeated_statements: Count a session that sends one statement more often than this, and say
             on its span which (an N+1 query); 10 is a good number. None: do not look.
+        holder_lines: Whether the report on an exhausted pool names the line of code that took each
+            connection. The first to instrument an engine decides for its pool.
 
     Raises:
         TypeError: ``target`` is nothing that can be instrumented.
@@ -160,6 +163,7 @@ def instrument(
             tracer=tracer,
             statements=traced if statement_spans and spans != "off" else None,
             repeated_statements=repeated_statements,
+            holder_lines=holder_lines,
             meet=_hook_engine,
         )
         setattr(subject, MARK, _Instrumented(observer, _install(subject, observer)))
@@ -322,7 +326,7 @@ def _hook_engine(observer: Observer, bind: Any) -> _EngineHooks:
             setattr(engine.dialect, MARK, hooks)
             statements.hook(engine)
             connection_spans.hook(engine)
-            pools.hook(engine)
+            pools.hook(engine, holder_lines=observer.holder_lines)
         hooks.users.add(observer)
         observer.engines.add(engine)
         _choose_core_spans(engine, hooks)

@@ -122,6 +122,7 @@ _SLOTS = (
     "born_at",
     "closed_at",
     "context",
+    "last_statement",
     "repeats",
     "request_id",
     "route",
@@ -365,6 +366,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         self.born_at: tuple[CodeType, int] | None = None
         self.statement_spans: Any = None
         self.repeats: Any = None
+        self.last_statement: Any = None
 
     def mirror_on(self, mirror: SpanMirror | None, statement_spans: Any) -> None:
         """Mirror onto this span from here on.

@@ -236,6 +236,23 @@ class TestLives:
         assert found["sqlalchemy_pool_invalidations_total"] == 1
         assert (found["count used"], found["count idle"]) == (0, 0)
 
+    def test_after_dispose_nothing_is_counted_twice_or_unasked(self, new_engine):
+        engine = new_engine("sqlite://", poolclass=QueuePool, pool_logging_name="disposed")
+
+        def invalidate():
+            with engine.connect() as connection:
+                connection.invalidate()
+
+        instrument(engine)
+        engine.dispose()
+        invalidate()
+        uninstrument(engine)
+        invalidate()
+        instrument(engine)
+        invalidate()
+        uninstrument(engine)
+        assert shown("disposed")["sqlalchemy_pool_invalidations_total"] == 2
+
     def test_detached(self, observe):
         engine = observe(poolclass=QueuePool)
         connection = engine.connect()
@@ -321,6 +338,7 @@ class TestExhaustion:
         assert by_session["route"] == "/orders"
         assert by_session["state"] == "active"
         assert by_session["statements"] == 2
+        assert by_session["last_statement"] == "SELECT"
         assert by_core["session_id"] == ""
         for holder in report["holders"]:
             assert holder["taken_at"].startswith(__file__)
@@ -336,6 +354,19 @@ class TestExhaustion:
         assert shown()["timeouts_total"] == 1
         session.close()
         core.close()
+
+    def test_lines_are_not_taken_note_of_where_they_are_not_wanted(self, new_engine):
+        engine = new_engine(
+            "sqlite://", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01
+        )
+        instrument(engine, holder_lines=False)
+        with engine.connect(), pytest.raises(PoolTimeoutError):
+            engine.connect()
+        uninstrument(engine)
+        (holder,) = exhaustion_reports()[-1]["holders"]
+        assert holder["taken_at"] == ""
+        holders._last_report.clear()
+        holders._reports.clear()
 
     def test_fifty_waiters_at_once_are_one_report(self, observe, caplog):
         engine = self.starved(observe)

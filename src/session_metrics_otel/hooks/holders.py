@@ -15,6 +15,8 @@ import sqlalchemy
 
 from session_metrics_otel.catalog import OTHER
 
+from .queries import summary_of_sent
+
 if TYPE_CHECKING:
     from types import CodeType
 
@@ -150,6 +152,7 @@ class Holder:
             "state": "" if session is None else session.state.value,
             "held_seconds": round(time.perf_counter() - self.since, 3),
             "statements": 0 if session is None else session.query_count,
+            "last_statement": "" if session is None else summary_of_sent(session.last_statement),
             "taken_at": line_of(self.place),
         }
 
@@ -210,7 +213,7 @@ def _as_text(report: dict[str, Any]) -> str:
         route = f", route {holder['route']}" if holder["route"] else ""
         lines.append(
             f"  {holder['held_seconds']:.1f} s: {who}{request}{route}, "
-            f"{holder['statements']} statements; "
+            f"{holder['statements']} statements, last {holder['last_statement'] or 'unknown'}; "
             f"taken at {holder['taken_at'] or 'an unknown place'}"
         )
     return "\n".join(lines)

@@ -32,6 +32,7 @@ from .sessions import connection_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import CodeType
 
     from sqlalchemy import Engine
 
@@ -84,7 +85,9 @@ def _meter(name: str) -> Meter:
     return _meters.setdefault(name, Meter(name)) if found is None else found
 
 
-def _observed(kind: type[Any], meter: Meter) -> type[Any]:  # noqa: C901 - one class
+def _observed(  # noqa: C901 - one class
+    kind: type[Any], meter: Meter, place: Callable[[], tuple[CodeType, int] | None]
+) -> type[Any]:
     """A subclass of the pool class ``kind`` that sees what is asked of it."""
     asked, answered = meter.asked.hit, meter.answered.hit
     wait_time, use_time = meter.wait_time, meter.use_time
@@ -120,7 +123,7 @@ def _observed(kind: type[Any], meter: Meter) -> type[Any]:  # noqa: C901 - one c
                 if entry not in holders:  # one that is shared may be out already
                     holders[entry] = holder = Holder()
                     holder.since = now
-                    holder.place = user_place()
+                    holder.place = place()
                     holder.session = None
             except Exception as fault:  # noqa: BLE001 - never the application's trouble
                 caught("pools", fault)
@@ -151,6 +154,10 @@ def _observed(kind: type[Any], meter: Meter) -> type[Any]:  # noqa: C901 - one c
     ObservedPool.__qualname__ = kind.__qualname__
     ObservedPool.__module__ = kind.__module__
     return ObservedPool
+
+
+def _nowhere() -> None:
+    return None
 
 
 class _Holders(dict[Any, Holder]):
@@ -197,33 +204,44 @@ def _count_route(route: str, seconds: float) -> None:
     LEDGER.histogram(catalog.ROUTE_CONNECTION_USE_TIME, bounded_route(route)).observe(seconds)
 
 
-def _listeners(meter: Meter) -> dict[str, Callable[..., None]]:
-    def invalidate(*_: Any) -> None:
-        meter.invalidations.hit()
+class _Listeners:
+    """What is heard of a pool, and of those that ``dispose()`` makes after it.
 
-    def detach(*_: Any) -> None:
-        meter.detached.hit()
+    These take the listeners over, and keep them whatever is removed elsewhere: so the listeners
+    themselves know whether anybody wants to hear of it.
+    """
 
-    def close_detached(*_: Any) -> None:
-        meter.closed_detached.hit()
+    def __init__(self, meter: Meter) -> None:
+        self.wanted = True
+        self.by_event = {
+            "invalidate": self._counting(meter.invalidations),
+            "soft_invalidate": self._counting(meter.invalidations),
+            "detach": self._counting(meter.detached),
+            "close_detached": self._counting(meter.closed_detached),
+        }
 
-    return {
-        "invalidate": invalidate,
-        "soft_invalidate": invalidate,
-        "detach": detach,
-        "close_detached": close_detached,
-    }
+    def _counting(self, tally: Tally) -> Callable[..., None]:
+        def listener(*_: Any) -> None:
+            if self.wanted:
+                tally.hit()
+
+        return listener
 
 
-def hook(engine: Engine) -> None:
-    """Observe the pool of ``engine``, and those that come after it."""
+def hook(engine: Engine, *, holder_lines: bool = True) -> None:
+    """Observe the pool of ``engine``, and those that come after it.
+
+    Args:
+        engine: The engine.
+        holder_lines: Whether to take note of the line of code that takes each connection.
+    """
     pool: Any = engine.pool
     if not hasattr(pool, "observed_meter"):
         meter = _meter(pool_name(engine))
-        pool.__class__ = _observed(type(pool), meter)
+        pool.__class__ = _observed(type(pool), meter, user_place if holder_lines else _nowhere)
         pool._invoke_creator = _timed(pool._invoke_creator, meter)
-        type(pool).listeners = _listeners(meter)
-        for name, listener in type(pool).listeners.items():
+        type(pool).listeners = _Listeners(meter)
+        for name, listener in pool.listeners.by_event.items():
             event.listen(pool, name, listener)
         _begin(pool)
 
@@ -232,8 +250,8 @@ def unhook(engine: Engine) -> None:
     """Put the pool of ``engine`` back as it was."""
     pool: Any = engine.pool
     if hasattr(pool, "observed_meter"):
-        for name, listener in type(pool).listeners.items():
-            # A pool made by `dispose()` took them over without anybody's listening.
+        pool.listeners.wanted = False
+        for name, listener in pool.listeners.by_event.items():
             if event.contains(pool, name, listener):
                 event.remove(pool, name, listener)
         _pools.discard(pool)

@@ -95,6 +95,20 @@ def _batch_of(query: Query) -> Query:
     return query._replace(operation=operation, summary=f"BATCH {query.summary}".rstrip())
 
 
+def summary_of_sent(sent: Any) -> str:
+    """The summary of ``sent``: a compiled statement, or the text of one that was not compiled."""
+    try:
+        if isinstance(sent, str):
+            return summary_of(sanitised(sent[:TEXT_LIMIT], '"'))
+        if sent is None:
+            return ""
+        found: Query | None = sent.__dict__.get(KEPT)
+        return (found or _query_of(sent)).summary
+    except Exception as fault:  # noqa: BLE001 - the report is worth more than this line of it
+        caught("queries", fault)
+        return ""
+
+
 def _query_of(compiled: Any) -> Query:
     statement = compiled.statement
     if isinstance(statement, (TextClause, TextualSelect, DDL)):

@@ -101,6 +101,7 @@ class Observer:
         tracer: Where spans come from.
         statements: What statements are traced with; None where they are not.
         repeated_statements: How often a session may send the same statement; None: not counted.
+        holder_lines: Whether its engines' pools take note of the line that takes a connection.
         meet: Called with each engine the sessions are bound to, so that its statements are seen.
 
     Attributes:
@@ -120,6 +121,7 @@ class Observer:
         tracer: Tracer,
         statements: StatementSpans | None,
         repeated_statements: int | None,
+        holder_lines: bool,
         meet: Callable[[Observer, Any], object],
     ) -> None:
         self.name = name
@@ -131,6 +133,7 @@ class Observer:
         self._tracer = tracer
         self.statements = statements
         self._repeated_statements = repeated_statements
+        self.holder_lines = holder_lines
         self._meet = meet
         self.met: Any = None
         self._span_name = f"session {name}"

@@ -63,6 +63,7 @@ class _ObservedContext:
                 spans, record = self.core_spans, None
             else:
                 record.sent_query()
+                record.last_statement = self.compiled or self.statement
                 record.statement_ended = None  # it is being executed: that is not idle
                 spans = record.statement_spans
                 if record.repeats is not None:
