@@ -23,6 +23,7 @@ HOME = ROOT / ".matrix"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 SQLALCHEMYS = ("2.0.58", "2.1.9")
 NOT_TO_BE_HAD = ("3.10", "2.1.9")  # SQLAlchemy 2.1 takes Python 3.11 and newer
+GROUPS = ("test", "servers", "frameworks")
 AT_ONCE = 2
 TAIL = 60
 
@@ -33,17 +34,20 @@ class Cell(NamedTuple):
     name: str
     python: str
     pins: dict[str, str]
+    groups: tuple[str, ...]
 
 
 def cells() -> list[Cell]:
     """All of them."""
     found = [
-        Cell(f"python {python}, sqlalchemy {version}", python, {"sqlalchemy": version})
+        Cell(f"python {python}, sqlalchemy {version}", python, {"sqlalchemy": version}, GROUPS)
         for python in PYTHONS
         for version in SQLALCHEMYS
         if (python, version) != NOT_TO_BE_HAD
     ]
-    return [*found, Cell("oldest supported", PYTHONS[0], read_pins(ROOT / "oldest-supported.txt"))]
+    # Frameworks want newer versions than the oldest: there the tests that need them are skipped.
+    oldest = read_pins(ROOT / "oldest-supported.txt")
+    return [*found, Cell("oldest supported", PYTHONS[0], oldest, GROUPS[:1])]
 
 
 def interpreter(version: str) -> Path | None:
@@ -82,10 +86,10 @@ def run(cell: Cell, python: Path) -> tuple[Cell, int, str, float]:
                 python,
                 ROOT / "scripts" / "make_venv.py",
                 folder / "venv",
-                "--group",
-                "test",
+                "--constraints",
+                constraints,
             ]
-            setup += ["--constraints", constraints]
+            setup += [word for group in cell.groups for word in ("--group", group)]
             code = subprocess.call(setup, stdout=out, stderr=subprocess.STDOUT)
             if code == 0:
                 stamp.write_text(made_of)
