@@ -184,12 +184,15 @@ class TestNames:
 class TestLives:
     def test_dispose_makes_a_pool_that_is_seen_as_well(self, observe):
         engine = observe(poolclass=QueuePool)
+        given_up = engine.pool
         with engine.connect():
             engine.dispose()
             found = shown()
             assert (found["count used"], found["sqlalchemy_pools"]) == (1, 1)
             with engine.connect():
                 assert shown()["count used"] == 2
+        given_up.dispose()  # else what came back to it is closed when it is collected
+        del given_up
         gc.collect()
         found = shown()
         assert (found["count used"], found["count idle"]) == (0, 1)
@@ -418,7 +421,13 @@ class TestExhaustion:
         assert __file__ in event.attributes["holders"][0]
 
     def test_waiting_shows_while_it_lasts(self, observe):
-        engine = observe(poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=30)
+        engine = observe(
+            poolclass=QueuePool,
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=30,
+            connect_args={"check_same_thread": False},
+        )
         held = engine.connect()
         thread = threading.Thread(target=lambda: engine.connect().close())
         thread.start()
