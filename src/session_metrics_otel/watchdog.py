@@ -9,13 +9,13 @@ import threading
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from dis import findlinestarts
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm.session import _sessions
 
 from .catalog import GARBAGE_COLLECTED, IDLE_IN_TRANSACTION, OVERDUE, SessionState
 from .faults import caught
+from .hooks.places import line_of
 from .hooks.sessions import attached_record
 from .ledger import COLLECTED, LEDGER
 from .tracing import SpanMirror
@@ -23,7 +23,6 @@ from .tracing import SpanMirror
 if TYPE_CHECKING:
     import weakref
     from collections.abc import Iterator
-    from types import CodeType
 
     from sqlalchemy.orm import Session
 
@@ -64,16 +63,6 @@ class LeakReport:
     noticed_at: float
 
 
-def place_of(born_at: tuple[CodeType, int] | None) -> str:
-    """``file:line in function`` of where a session was made, or "" where that is not known."""
-    if born_at is None:
-        return ""
-    code, instruction = born_at
-    starts = (line for at, line in findlinestarts(code) if at <= instruction and line is not None)
-    line = max(deque(starts, maxlen=1), default=code.co_firstlineno)
-    return f"{code.co_filename}:{line} in {code.co_name}"
-
-
 class Watchdog:
     """Looks over the live sessions, and counts each that leaks once for each reason.
 
@@ -103,7 +92,7 @@ class Watchdog:
             factory_name, session_id, request_id, route, age, born_at = COLLECTED.popleft()
             self._report(LeakReport(
                 GARBAGE_COLLECTED, factory_name, session_id, request_id, route, age,
-                place_of(born_at), time.time(),
+                line_of(born_at), time.time(),
             ))  # fmt: skip
         for factory in LEDGER.factories():
             factory.wake()
@@ -149,7 +138,7 @@ class Watchdog:
         self._report(LeakReport(
             reason, record.factory, record.session_id, record.request_id,
             getattr(record, "route", ""), record.get_age_seconds(),
-            place_of(getattr(record, "born_at", None)), time.time(),
+            line_of(getattr(record, "born_at", None)), time.time(),
         ))  # fmt: skip
 
     def _report(self, report: LeakReport) -> None:

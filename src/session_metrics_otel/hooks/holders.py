@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections import deque
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import sqlalchemy
 
 from session_metrics_otel.catalog import OTHER
 
+from .places import line_of
 from .queries import summary_of_sent
 
 if TYPE_CHECKING:
-    from types import CodeType
-
     from sqlalchemy import Connection, Pool
 
     from session_metrics_otel.session_metrics import DatabaseSessionMetrics
+
+    from .places import Place
 
 logger = logging.getLogger("session_metrics_otel")
 
@@ -31,77 +28,6 @@ REPORT_INTERVAL = 10.0
 
 KEPT_REPORTS = 20
 """Reports that are kept to be looked at."""
-
-_INSIDE = (
-    str(Path(sqlalchemy.__file__).parent),
-    str(Path(__file__).parent.parent),
-)
-
-# Files by whether they are SQLAlchemy's or ours: a frame's file name is looked up, not compared.
-_is_inside: dict[str, bool] = {}
-
-
-def user_place() -> tuple[CodeType, int] | None:
-    """Where in the application's own code the call came from: its code object and instruction.
-
-    Two objects that exist anyway; the line is worked out when somebody asks. Across a greenlet, as
-    SQLAlchemy's asyncio extension uses, the search goes on where the application awaits.
-    """
-    frame: Any = _first_to_look_at()
-    parent: Any = None
-    while True:
-        if frame is None:
-            greenlet = sys.modules.get("greenlet")
-            if greenlet is None:
-                return None
-            parent = (parent or greenlet.getcurrent()).parent
-            if parent is None or parent.gr_frame is None:
-                return None
-            frame = parent.gr_frame
-        code = frame.f_code
-        inside = _is_inside.get(code.co_filename)
-        if inside is None:
-            inside = _is_code_inside(frame)
-        if not inside:
-            return code, frame.f_lasti
-        frame = frame.f_back
-
-
-def _first_to_look_at() -> Any:
-    """A frame that is surely not above the application's own, and close to it if it can be.
-
-    Each frame on the way up is an object to be made, and there are ten from a pool up to whoever
-    called ``Session.execute``. Where the stack is the usual one, those in between are passed over.
-    """
-    try:
-        above = sys._getframe(6)
-        if _is_inside.get(above.f_code.co_filename):
-            deeper = sys._getframe(10)
-            return deeper if _is_inside.get(deeper.f_code.co_filename) else above
-    except ValueError:  # the stack, or the greenlet's, ends before
-        pass
-    return sys._getframe(3)
-
-
-def _is_code_inside(frame: Any) -> bool:
-    file = frame.f_code.co_filename
-    if file.startswith("<"):  # made when it ran: SQLAlchemy makes wrappers in no named module
-        return str(frame.f_globals.get("__name__", "sqlalchemy")).startswith("sqlalchemy")
-    _is_inside[file] = inside = bool(file.startswith(_INSIDE))
-    return inside
-
-
-def line_of(place: tuple[CodeType, int] | None) -> str:
-    """``file:line in function``, or "" where it is not known."""
-    if place is None:
-        return ""
-    code, instruction = place
-    line = code.co_firstlineno
-    for start, end, number in code.co_lines():
-        if start <= instruction < end and number is not None:
-            line = number
-    return f"{code.co_filename}:{line} in {code.co_name}"
-
 
 MAX_ROUTES = 100
 """Different routes that are told apart; the rest is ``_OTHER``."""
@@ -138,7 +64,7 @@ class Holder:
 
     # Set by whoever makes one, which is done for every checkout: no call of a constructor.
     since: float
-    place: tuple[CodeType, int] | None
+    place: Place | None
     session: DatabaseSessionMetrics | None
 
     def describe(self) -> dict[str, Any]:

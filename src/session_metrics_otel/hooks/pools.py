@@ -27,17 +27,19 @@ from session_metrics_otel.faults import caught
 from session_metrics_otel.ledger import LEDGER, PENDING_LIMIT, Tally
 from session_metrics_otel.tracing import current_mirror, pool_exhausted
 
-from .holders import Holder, bounded_route, report_exhaustion, user_place
+from .holders import Holder, bounded_route, report_exhaustion
+from .places import place_of_checkout
 from .sessions import connection_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import CodeType
 
     from sqlalchemy import Engine
 
     from session_metrics_otel.catalog import Metric
     from session_metrics_otel.ledger import Labels
+
+    from .places import Place
 
 _pools: WeakSet[Any] = WeakSet()
 
@@ -86,7 +88,7 @@ def _meter(name: str) -> Meter:
 
 
 def _observed(  # noqa: C901 - one class
-    kind: type[Any], meter: Meter, place: Callable[[], tuple[CodeType, int] | None]
+    kind: type[Any], meter: Meter, place: Callable[[], Place | None]
 ) -> type[Any]:
     """A subclass of the pool class ``kind`` that sees what is asked of it."""
     asked, answered = meter.asked.hit, meter.answered.hit
@@ -238,7 +240,9 @@ def hook(engine: Engine, *, holder_lines: bool = True) -> None:
     pool: Any = engine.pool
     if not hasattr(pool, "observed_meter"):
         meter = _meter(pool_name(engine))
-        pool.__class__ = _observed(type(pool), meter, user_place if holder_lines else _nowhere)
+        pool.__class__ = _observed(
+            type(pool), meter, place_of_checkout if holder_lines else _nowhere
+        )
         pool._invoke_creator = _timed(pool._invoke_creator, meter)
         type(pool).listeners = _Listeners(meter)
         for name, listener in pool.listeners.by_event.items():

@@ -12,12 +12,10 @@ import secrets
 import sys
 from hashlib import sha256
 from itertools import count
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-import sqlalchemy
 from opentelemetry import trace
 from opentelemetry.context import get_current
 from sqlalchemy import event
@@ -34,12 +32,12 @@ from session_metrics_otel.tracing import SpanMirror, suppressed
 
 from . import current
 from .holders import bounded_route, holder_of
+from .places import place_of_caller
 from .repeats import Repeats
 from .statements import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType, FrameType
 
     from opentelemetry.trace import Span, Tracer
     from sqlalchemy import Connection, Dialect, Engine
@@ -78,17 +76,6 @@ _new_prefix()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_prefix)
 _serial = count(1)
-
-
-def _creator() -> tuple[CodeType, int] | None:
-    """Where the application made the session: two things that exist anyway, read when reported."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
-        frame = frame.f_back
-    return None if frame is None else (frame.f_code, frame.f_lasti)
-
-
-_INSIDE = (str(Path(sqlalchemy.__file__).parent), str(Path(__file__).parent.parent))
 
 
 class Observer:
@@ -155,7 +142,7 @@ class Observer:
             f"{_prefix}{next(_serial):x}", bound.request_id, bound.user_id, factory=self.name
         )
         record.hooked(perf_counter(), bound.route, get_current())
-        record.born_at = _creator()
+        record.born_at = place_of_caller()
         if self._repeated_statements is not None:
             record.repeats = Repeats(self._repeated_statements)
         session.__dict__[ATTACHED] = record
