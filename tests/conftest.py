@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,6 +38,15 @@ def _fresh_ledger(request: pytest.FixtureRequest) -> Iterator[None]:
     pools._meters.clear()
     faults._logged.clear()
     assert expected or not caught, "telemetry failed, as the log says"
+
+
+@pytest.fixture
+def eager_switching() -> Iterator[None]:
+    """Let threads take turns as often as the interpreter can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from sqlalchemy.orm import sessionmaker
 
 from session_metrics_otel import SystemSessionMetrics, bind, instrument, uninstrument
 from session_metrics_otel.catalog import CATALOG, Kind, label_name
-from session_metrics_otel.ledger import LEDGER, PENDING_LIMIT
+from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.otel_metrics import _HAS_ADVISORY, _HAS_CONTEXT, export_metrics
+from session_metrics_otel.series import PENDING_LIMIT
 
 ONE = text("select 1")
 

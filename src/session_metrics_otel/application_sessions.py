@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .catalog import Metric
-    from .ledger import Labels
+    from .series import Labels
 
 SECONDS_PER_MINUTE = 60
 BYTES_PER_MB = 1024 * 1024

@@ -19,7 +19,8 @@ from .binding import bind, current_binding
 from .catalog import SessionState
 from .faults import caught
 from .instrument import asyncio_class, factory_name_of, instrument, metrics_for, uninstrument
-from .ledger import LEDGER, Distribution
+from .ledger import LEDGER
+from .series import Distribution
 
 if TYPE_CHECKING:
     from collections.abc import Callable

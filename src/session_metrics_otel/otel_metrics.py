@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, MeterProvider
 
     from .catalog import Metric
-    from .ledger import Distribution, Exemplar, Labels, Snapshot
+    from .ledger import Snapshot
+    from .series import Distribution, Exemplar, Labels
 
 # Older releases of the API, which are supported, have neither.
 _ADVISORY = "explicit_bucket_boundaries_advisory"

@@ -13,7 +13,8 @@ from prometheus_client.utils import floatToGoString
 
 from .catalog import CATALOG, Kind, label_name
 from .faults import caught
-from .ledger import LEDGER, Distribution
+from .ledger import LEDGER
+from .series import Distribution
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from . import catalog
-    from .ledger import Labels, Value
+    from .ledger import Value
+    from .series import Labels
 
 _TYPES = {
     Kind.COUNTER: "counter",

@@ -25,7 +25,8 @@ from .catalog import (
     WORKING_STATES,
     SessionState,
 )
-from .ledger import COLLECTED, DETACHED, LEDGER, PENDING_LIMIT
+from .ledger import COLLECTED, DETACHED, LEDGER
+from .series import PENDING_LIMIT
 from .tracing import SpanMirror, current_mirror
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.util.types import AttributeValue
 
-    from .ledger import Histogram
+    from .series import Histogram
 
 __all__ = [
     "BaseSessionMetrics",

@@ -10,7 +10,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from .faults import caught
-from .ledger import Exemplar
+from .series import Exemplar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -25,6 +25,7 @@ from sqlalchemy.pool import (
 
 from session_metrics_otel import bind, exhaustion_reports, instrument, metrics_for, uninstrument
 from session_metrics_otel.hooks import holders
+from session_metrics_otel.series import Bounded
 
 ONE = text("select 1")
 NAME = "sqlite/"
@@ -455,9 +456,8 @@ class TestRoutes:
             assert REGISTRY.get_sample_value("sqlalchemy_route_sessions_total", labels) == times
 
     def test_routes_are_bounded(self, monkeypatch):
-        monkeypatch.setattr(holders, "_routes", set())
-        monkeypatch.setattr(holders, "MAX_ROUTES", 2)
-        assert [holders.bounded_route(r) for r in ("/a", "/b", "/c", "/a")] == [
+        monkeypatch.setattr(holders, "routes", Bounded(2, "_OTHER"))
+        assert [holders.routes.admit(r) for r in ("/a", "/b", "/c", "/a")] == [
             "/a",
             "/b",
             "_OTHER",

@@ -9,6 +9,7 @@ from sqlalchemy.orm import sessionmaker
 
 from session_metrics_otel import instrument, uninstrument
 from session_metrics_otel.hooks import statement_metrics
+from session_metrics_otel.series import Bounded
 
 ONE = text("select 1")
 ITEMS = Table("items", MetaData(), Column("id", Integer, primary_key=True))
@@ -27,10 +28,13 @@ def durations() -> dict[tuple[str, ...], float]:
     return found
 
 
+OTHER_PAIR = ("_OTHER", "_OTHER")
+
+
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
-    monkeypatch.setattr(statement_metrics, "_pairs", set())
-    monkeypatch.setattr(statement_metrics, "_error_types", set())
+    monkeypatch.setattr(statement_metrics, "_pairs", Bounded(500, OTHER_PAIR))
+    monkeypatch.setattr(statement_metrics, "_error_types", Bounded(32, "_OTHER"))
 
 
 @pytest.fixture
@@ -78,7 +82,7 @@ def test_sqlite_does_not_know_its_rows(maker):
 
 
 def test_series_are_bounded(maker, monkeypatch):
-    monkeypatch.setattr(statement_metrics, "MAX_SERIES", 2)
+    monkeypatch.setattr(statement_metrics, "_pairs", Bounded(2, OTHER_PAIR))
     metadata = MetaData()
     with maker() as session:
         for number in range(4):

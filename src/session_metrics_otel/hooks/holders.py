@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from session_metrics_otel.catalog import OTHER
+from session_metrics_otel.series import Bounded
 
 from .places import line_of
 from .queries import summary_of_sent
@@ -32,16 +33,8 @@ KEPT_REPORTS = 20
 MAX_ROUTES = 100
 """Different routes that are told apart; the rest is ``_OTHER``."""
 
-_routes: set[str] = set()
-
-
-def bounded_route(route: str) -> str:
-    """``route``, or ``_OTHER`` where there are too many already."""
-    if route not in _routes:
-        if len(_routes) >= MAX_ROUTES:
-            return OTHER
-        _routes.add(route)
-    return route
+routes = Bounded(MAX_ROUTES, OTHER)
+"""Those that have series of their own."""
 
 
 def holder_of(connection: Connection) -> Holder | None:

@@ -24,10 +24,11 @@ from sqlalchemy.pool import (
 
 from session_metrics_otel import catalog
 from session_metrics_otel.faults import caught
-from session_metrics_otel.ledger import LEDGER, PENDING_LIMIT, Tally
+from session_metrics_otel.ledger import LEDGER
+from session_metrics_otel.series import PENDING_LIMIT, Tally
 from session_metrics_otel.tracing import current_mirror, pool_exhausted
 
-from .holders import Holder, bounded_route, report_exhaustion
+from .holders import Holder, report_exhaustion, routes
 from .places import place_of_checkout
 from .sessions import connection_refused
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from session_metrics_otel.catalog import Metric
-    from session_metrics_otel.ledger import Labels
+    from session_metrics_otel.series import Labels
 
     from .places import Place
 
@@ -203,7 +204,7 @@ def _refused(pool: Any, error: BaseException) -> None:
 
 
 def _count_route(route: str, seconds: float) -> None:
-    LEDGER.histogram(catalog.ROUTE_CONNECTION_USE_TIME, bounded_route(route)).observe(seconds)
+    LEDGER.histogram(catalog.ROUTE_CONNECTION_USE_TIME, routes.admit(route)).observe(seconds)
 
 
 class _Listeners:

@@ -31,7 +31,7 @@ from session_metrics_otel.session_metrics import DatabaseSessionMetrics
 from session_metrics_otel.tracing import SpanMirror, suppressed
 
 from . import current
-from .holders import bounded_route, holder_of
+from .holders import holder_of, routes
 from .places import place_of_caller
 from .repeats import Repeats
 from .statements import RECORD
@@ -290,7 +290,7 @@ def _end(session: Any, end: Callable[[], None]) -> None:
             record.ended_transaction("closed")
         record.close_session()
         if record.route:
-            route = bounded_route(record.route)
+            route = routes.admit(record.route)
             LEDGER.tally(catalog.ROUTE_SESSIONS, record.factory, route).hit()
         observer: Observer = session.__dict__.get(OWNER) or session._session_observer
         if observer.ended is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from session_metrics_otel import catalog
 from session_metrics_otel.ledger import LEDGER
+from session_metrics_otel.series import Bounded
 
 from .queries import describe
 from .servers import error_type
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine.interfaces import ExecutionContext
 
-    from session_metrics_otel.ledger import Histogram, Labels
+    from session_metrics_otel.series import Histogram, Labels
 
 KEPT = "_session_metrics_series"
 """Where a compiled statement keeps the series that it is measured in."""
@@ -30,25 +31,8 @@ MAX_SERIES = 500
 MAX_ERROR_TYPES = 32
 """Different ``error.type`` values; the rest is ``_OTHER``."""
 
-_pairs: set[tuple[str, str]] = set()
-_error_types: set[str] = set()
-
-
-def _bounded(pair: tuple[str, str]) -> tuple[str, str]:
-    if pair not in _pairs:
-        if len(_pairs) >= MAX_SERIES:
-            return (catalog.OTHER, catalog.OTHER)
-        _pairs.add(pair)
-    return pair
-
-
-def _bounded_error_type(error: BaseException) -> str:
-    name = error_type(error)
-    if name not in _error_types:
-        if len(_error_types) >= MAX_ERROR_TYPES:
-            return catalog.OTHER
-        _error_types.add(name)
-    return name
+_pairs = Bounded(MAX_SERIES, (catalog.OTHER, catalog.OTHER))
+_error_types = Bounded(MAX_ERROR_TYPES, catalog.OTHER)
 
 
 class Series:
@@ -70,7 +54,7 @@ class Series:
 
     def failed(self, error: BaseException, seconds: float) -> None:
         """Measure it where it ended in ``error``."""
-        labels = (*self._labels[:-1], _bounded_error_type(error))
+        labels = (*self._labels[:-1], _error_types.admit(error_type(error)))
         LEDGER.histogram(catalog.OPERATION_DURATION, *labels).observe(seconds)
 
 
@@ -87,7 +71,7 @@ def series_of(context: Any, server: Mapping[str, Any]) -> Series:
 
 def _new_series(context: ExecutionContext, server: Mapping[str, Any]) -> Series:
     query = describe(context)
-    operation, collection = _bounded((query.operation, query.collection))
+    operation, collection = _pairs.admit((query.operation, query.collection))
     known = {"db.operation.name": operation, "db.collection.name": collection}
     labels = tuple(
         str({**server, **known}.get(name, "")) for name in catalog.OPERATION_DURATION.attributes

@@ -1,0 +1,185 @@
+"""Series: what a count, a distribution and a bounded set of names are kept in.
+
+A count is one call of C code that the interpreter does not interrupt: ``next()`` on an
+``itertools.count`` for a tally, ``list.append`` for a measurement. So counts are exact under
+threads with no lock on their path; the locks here are taken by readers and when a series is
+first met.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter
+from itertools import count, repeat
+from math import fsum
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Labels = tuple[str, ...]
+"""The values of a series' attributes, in the order of ``Metric.attributes``; "" is absent."""
+
+PENDING_LIMIT = 256
+"""Measurements that wait in a histogram before the one who adds the next folds them in: large
+enough to spread the cost, small enough that a scrape never finds much to do."""
+
+
+class Tally:
+    """A count that only rises.
+
+    Attributes:
+        hit: Call it to add one. Exact under threads: ``next`` on a counter is one step in C.
+    """
+
+    __slots__ = ("_bulk", "_lock", "_reads", "hit")
+
+    def __init__(self) -> None:
+        self.hit: Callable[[], object] = count().__next__
+        self._reads = 0
+        self._bulk: float = 0
+        # Reentrant: what is collected while it is held may count as it goes.
+        self._lock = threading.RLock()
+
+    def add(self, amount: float) -> None:
+        """Add more than one at a time; a negative or zero amount changes nothing."""
+        if amount == 1:
+            self.hit()
+        elif amount > 0:
+            with self._lock:
+                self._bulk += amount
+
+    def read(self) -> float:
+        """The total so far."""
+        with self._lock:
+            # Reading takes one from the counter as well; take the readings off again.
+            value: int = self.hit() - self._reads  # type: ignore[operator]
+            self._reads += 1
+            return value + self._bulk
+
+    def forget(self) -> None:
+        """Start again at nothing, with whoever holds ``hit`` none the wiser."""
+        self._lock = threading.RLock()
+        self._reads = self.hit() + 1  # type: ignore[operator]
+        self._bulk = 0
+
+
+class Exemplar(NamedTuple):
+    """One measurement that leads to a trace (OpenMetrics' term)."""
+
+    value: float
+    trace_id: str
+    span_id: str
+    timestamp: float
+
+
+class Distribution(NamedTuple):
+    """What a histogram holds: counts per bucket (not cumulative; the last is +Inf) and the sum."""
+
+    counts: list[int]
+    sum: float
+    exemplars: dict[int, Exemplar]
+
+
+class Histogram:
+    """A distribution of measurements, in the unit of its metric.
+
+    Attributes:
+        add: Call it to add a measurement where an ``observe`` will follow, or somebody reads.
+        pending: What was added and is not yet in the buckets.
+        listeners: Called with the measurements that go into the buckets: what is counted here is
+            told there, no more and no less, and a session pays nothing for it.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_lock", "_sum", "add", "exemplars", "listeners", "pending")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self._lock = threading.Lock()
+        self.pending: list[float] = []
+        self.add = self.pending.append
+        self.exemplars: dict[int, Exemplar] = {}
+        self.listeners: tuple[Callable[[list[float], dict[int, Exemplar]], None], ...] = ()
+
+    def observe(self, value: float) -> None:
+        """Add a measurement."""
+        self.add(value)
+        if len(self.pending) > PENDING_LIMIT:
+            self.fold_if_free()
+
+    def exemplify(self, exemplar: Exemplar) -> None:
+        """Keep ``exemplar`` as the newest of the bucket that its value falls in."""
+        self.exemplars[bisect_left(self._bounds, exemplar.value)] = exemplar
+
+    def read(self) -> Distribution:
+        """Everything observed so far."""
+        with self._lock:
+            self._fold()
+            return Distribution(list(self._counts), self._sum, dict(self.exemplars))
+
+    def forget(self) -> None:
+        """Start again at nothing, with whoever holds ``observe`` none the wiser."""
+        self._lock = threading.Lock()
+        self.pending.clear()
+        self._counts = [0] * len(self._counts)
+        self._sum = 0.0
+        self.exemplars.clear()
+
+    def fold_if_free(self) -> None:
+        """Put what is pending into the buckets, unless somebody is at it."""
+        # A collected record may get here from inside a fold of its own thread: never wait.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._fold()
+            finally:
+                self._lock.release()
+
+    def _fold(self) -> None:
+        pending = self.pending
+        # Others only append, and only the holder of the lock deletes: the head is ours.
+        values = pending[:]
+        del pending[: len(values)]
+        for bucket, hits in Counter(map(bisect_left, repeat(self._bounds), values)).items():
+            self._counts[bucket] += hits
+        self._sum = fsum((self._sum, *values))
+        if values:
+            for listener in self.listeners:
+                listener(values, self.exemplars)
+
+
+Name = TypeVar("Name")
+
+
+class Bounded(Generic[Name]):
+    """The names that may have series of their own: the first ones met.
+
+    Args:
+        limit: How many there may be.
+        other: What all later ones go by.
+    """
+
+    __slots__ = ("_known", "_lock", "_other", "limit")
+
+    def __init__(self, limit: int, other: Name) -> None:
+        self.limit = limit
+        self._other = other
+        self._known: set[Name] = set()
+        # Reentrant: a session collected while it is held may bring a name as well.
+        self._lock = threading.RLock()
+
+    def admit(self, name: Name) -> Name:
+        """``name``, or the other where there are too many already."""
+        if name not in self._known:
+            with self._lock:
+                if len(self._known) >= self.limit:
+                    return self._other
+                self._known.add(name)
+        return name
+
+    def forget(self) -> None:
+        """Start again with none, in place."""
+        self._lock = threading.RLock()
+        self._known.clear()
