@@ -31,11 +31,16 @@ def use_everything() -> None:
     metrics.increment_transaction_count(outcome="committed")
     metrics.record_error(OSError())
     metrics.close_session(50)
-    metrics.flushed(inserted=1, updated=2, deleted=3)
-    metrics.lost_optimistic_lock(OSError())
-    metrics.transaction_began = 0.0
-    metrics.ended_transaction("committed")
-    LEDGER.factory("orders").leaks("overdue").hit()
+    metrics.record_error(OSError())
+    orders = LEDGER.factory("orders")
+    orders.flushes.hit()
+    orders.entities("insert").add(1)
+    orders.entities("update").add(2)
+    orders.entities("delete").add(3)
+    orders.optimistic_lock_failures.hit()
+    orders.transaction("committed").hit()
+    orders.transaction_ends["committed"][1].observe(1.0)
+    orders.leaks("overdue").hit()
 
 
 def families(text: str) -> dict[str, str]:

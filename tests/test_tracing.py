@@ -4,6 +4,7 @@ import asyncio
 import gc
 import hashlib
 import threading
+from datetime import datetime, timezone
 
 import pytest
 from opentelemetry import trace
@@ -58,7 +59,8 @@ class TestSessionSpan:
         assert span.name == "session traced"
         assert span.kind is SpanKind.INTERNAL
         assert span.parent is None
-        assert span.start_time == int(record.created_at.timestamp() * 1e9)
+        began = datetime.fromtimestamp(span.start_time // 1000 / 1e6, tz=timezone.utc)
+        assert began == record.created_at
         assert dict(span.attributes) == {
             "sqlalchemy.session.id": record.session_id,
             "sqlalchemy.session.factory": "traced",

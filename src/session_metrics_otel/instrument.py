@@ -161,6 +161,7 @@ def instrument(
             spans=spans,
             user_id=user_id,
             tracer=tracer,
+            own_provider=tracer_provider is not None,
             statements=traced if statement_spans and spans != "off" else None,
             repeated_statements=repeated_statements,
             holder_lines=holder_lines,
@@ -327,6 +328,8 @@ def _hook_engine(observer: Observer, bind: Any) -> _EngineHooks:
             statements.hook(engine)
             connection_spans.hook(engine)
             pools.hook(engine, holder_lines=observer.holder_lines)
+        if observer.statements is not None and observer.statements.transactions:
+            connection_spans.hook_transactions(engine)
         hooks.users.add(observer)
         observer.engines.add(engine)
         _choose_core_spans(engine, hooks)

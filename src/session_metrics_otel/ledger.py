@@ -139,6 +139,11 @@ class FactoryLedger:
         with self._lock:
             self.peak = max(self.peak, live)
 
+    def fold(self) -> None:
+        """Put into the buckets what its sessions have measured at their beginning and end."""
+        for histogram in (self.creation_duration, self.duration, self.queries_per_session):
+            histogram.fold_if_free()
+
     def error_type(self, error: BaseException | str) -> str:
         """The ``error.type`` that ``error`` is counted under; one of a bounded number."""
         if not isinstance(error, BaseException):

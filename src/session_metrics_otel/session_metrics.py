@@ -31,9 +31,7 @@ from .tracing import SpanMirror, current_mirror
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import CodeType
 
-    from opentelemetry.context import Context
     from opentelemetry.util.types import AttributeValue
 
     from .series import Histogram
@@ -120,18 +118,10 @@ _SLOTS = (
     "_stage",
     "_started",
     "_transactions",
-    "born_at",
     "closed_at",
-    "context",
-    "last_statement",
-    "repeats",
     "request_id",
-    "route",
     "session_id",
-    "statement_ended",
-    "statement_spans",
     "total_time_ms",
-    "transaction_began",
     "user_id",
 )
 
@@ -160,6 +150,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
     """
 
     __slots__ = _SLOTS
+    route = ""  # of a request: hooks know it
 
     # The constructor is our own: the order of defaults is nobody's trouble.
     session_id: str  # type: ignore[misc]
@@ -269,7 +260,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         self._errors += 1
         self.last_error = text_of(error)
         self._changed("error_count", self._errors)
-        mirror = self._span_mirror()
+        mirror = self.span_mirror()
         if mirror is not None:
             mirror.erred(error)
         if self._stage.state is not _CLOSED:
@@ -295,7 +286,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         self.observe(factory.queries_per_session, self._queries)
         self.move(_CLOSED)
         if self._mirror is not None:
-            mirror = self._span_mirror()
+            mirror = self.span_mirror()
             if mirror is not None:
                 mirror.ended(self.span_attributes())
 
@@ -348,50 +339,6 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         """``error_count``, as older callers know it."""
         return self.error_count
 
-    # What the hooks do. They run for every session and every statement.
-
-    def hooked(self, started: float, route: str, context: Context) -> None:
-        """Say that a hook keeps this record: it goes by the monotonic clock, and has no span yet.
-
-        Args:
-            started: ``time.perf_counter()`` at the session's creation.
-            route: The route of the request it serves, or "".
-            context: The OpenTelemetry context it was created in.
-        """
-        self._started = started
-        self._mirror = None
-        self.route = route
-        self.context = context
-        self.transaction_began: float | None = None
-        self.statement_ended: float | None = None
-        self.born_at: tuple[CodeType, int] | None = None
-        self.statement_spans: Any = None
-        self.repeats: Any = None
-        self.last_statement: Any = None
-
-    def mirror_on(self, mirror: SpanMirror | None, statement_spans: Any) -> None:
-        """Mirror onto this span from here on.
-
-        Args:
-            mirror: The span; None where it is not recorded.
-            statement_spans: What the hooks trace its statements with; None where they do not.
-        """
-        self._mirror = mirror
-        self.statement_spans = statement_spans
-
-    def flushed(self, *, inserted: int, updated: int, deleted: int) -> None:
-        """Count one flush and the ORM objects it wrote."""
-        factory = self._stage.factory
-        factory.flushes.hit()
-        for operation, n in (("insert", inserted), ("update", updated), ("delete", deleted)):
-            if n:
-                factory.entities(operation).add(n)
-
-    def lost_optimistic_lock(self, error: BaseException) -> None:
-        """Count a flush that was refused because a row had been changed by someone else."""
-        self._stage.factory.optimistic_lock_failures.hit()
-        self.record_error(error)
-
     def move(self, target: SessionState, error_type: str = OTHER) -> None:
         """Go to the state ``target`` and count it; staying where one is counts nothing."""
         stage = self._stage
@@ -410,27 +357,9 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         elif origin is _CLOSED:
             stage.live[id(self)] = _reference(self)
         if self._mirror is not None:
-            mirror = self._span_mirror()
+            mirror = self.span_mirror()
             if mirror is not None:
                 mirror.moved(origin, target, self.span_attributes)
-
-    def sent_query(self) -> None:
-        """Count one statement: whatever the state was, it is active now."""
-        self._queries += 1
-        self.last_activity_at = _now(_utc)
-        stage = self._stage
-        stage.factory.queries.hit()
-        if stage.state is not _ACTIVE:
-            self.move(_ACTIVE)
-
-    def ended_transaction(self, outcome: str) -> None:
-        """Count the transaction that began at ``transaction_began``; it ended with ``outcome``."""
-        began, self.transaction_began = self.transaction_began, None
-        hit, duration = self._stage.factory.transaction_ends[outcome]
-        hit()
-        self._transactions += 1
-        if began is not None:
-            self.observe(duration, perf_counter() - began)
 
     def observe(self, histogram: Histogram, value: float) -> None:
         """Add a measurement, with an exemplar where the session's span is sampled."""
@@ -438,7 +367,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         if len(histogram.pending) > PENDING_LIMIT:
             histogram.fold_if_free()
         if self._mirror is not None:
-            mirror = self._span_mirror()
+            mirror = self.span_mirror()
             exemplar = None if mirror is None else mirror.exemplar(value)
             if exemplar is not None:
                 histogram.exemplify(exemplar)
@@ -447,8 +376,8 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         """The record as span attributes, ``sqlalchemy.session.<field>``."""
         attributes: dict[str, AttributeValue] = {
             "sqlalchemy.session.id": self.session_id,
-            "sqlalchemy.session.factory": self.factory,
-            "sqlalchemy.session.state": self.state.value,
+            "sqlalchemy.session.factory": self._stage.factory.name,
+            "sqlalchemy.session.state": self._stage.state._value_,
             "sqlalchemy.session.query_count": self._queries,
             "sqlalchemy.session.transaction_count": self._transactions,
             "sqlalchemy.session.error_count": self._errors,
@@ -458,10 +387,6 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
             attributes["sqlalchemy.session.request_id"] = self.request_id
         if self.last_error is not None:
             attributes["sqlalchemy.session.last_error"] = self.last_error
-        repeats = getattr(self, "repeats", None)  # which a record kept by hand has not
-        if repeats is not None and repeats.summary:
-            attributes["sqlalchemy.session.repeated_statement"] = repeats.summary
-            attributes["sqlalchemy.session.repeated_statement.count"] = repeats.count
         return attributes
 
     def detach(self) -> None:
@@ -491,11 +416,12 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
 
     def _changed(self, name: str, value: int) -> None:
         self.last_activity_at = _now(_utc)
-        mirror = self._span_mirror()
+        mirror = self.span_mirror()
         if mirror is not None:
             mirror.counted(name, value)
 
-    def _span_mirror(self) -> SpanMirror | None:
+    def span_mirror(self) -> SpanMirror | None:
+        """The span that changes are mirrored onto just now, or None."""
         mirror = self._mirror
         # A record kept by hand mirrors onto whatever span is current when it changes.
         return current_mirror() if mirror is current_mirror else mirror  # type: ignore[return-value]

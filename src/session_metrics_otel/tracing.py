@@ -42,12 +42,13 @@ class SpanMirror:
         context: The context that children of the span begin in; None where it is the caller's.
     """
 
-    __slots__ = ("context", "owned", "span")
+    __slots__ = ("_ids", "context", "owned", "span")
 
     def __init__(self, span: Span, *, owned: bool, context: Context | None = None) -> None:
         self.span = span
         self.owned = owned
         self.context = context
+        self._ids: tuple[str, str] | tuple[()] | None = None
 
     def moved(
         self,
@@ -57,7 +58,8 @@ class SpanMirror:
     ) -> None:
         """Add the event of a state transition."""
         try:
-            self.span.add_event(STATE_EVENT, {"from": origin.value, "to": target.value})
+            # An enum's `value` is a property written in Python; this is where it keeps it.
+            self.span.add_event(STATE_EVENT, {"from": origin._value_, "to": target._value_})
             if not self.owned:
                 self.span.set_attributes(fields())
         except Exception as fault:  # noqa: BLE001 - whatever an SDK raises stays with telemetry
@@ -100,14 +102,20 @@ class SpanMirror:
     def exemplar(self, value: float) -> Exemplar | None:
         """``value`` with the way to this trace, where the span is sampled."""
         try:
-            context = self.span.get_span_context()
-            if not context.trace_flags.sampled:
-                return None
-            trace_id = trace.format_trace_id(context.trace_id)
-            return Exemplar(value, trace_id, trace.format_span_id(context.span_id), time())
+            if self._ids is None:
+                self._ids = _ids_of(self.span)
+            return Exemplar(value, *self._ids, time()) if self._ids else None
         except Exception as fault:  # noqa: BLE001
             caught("tracing", fault)
             return None
+
+
+def _ids_of(span: Span) -> tuple[str, str] | tuple[()]:
+    """The ids of the trace and of ``span``, in hexadecimal; nothing where it is not sampled."""
+    context = span.get_span_context()
+    if not context.trace_flags.sampled:
+        return ()
+    return trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
 
 
 def suppressed(context: Context) -> bool:

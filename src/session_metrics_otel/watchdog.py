@@ -15,6 +15,7 @@ from sqlalchemy.orm.session import _sessions
 
 from .catalog import GARBAGE_COLLECTED, IDLE_IN_TRANSACTION, OVERDUE, SessionState
 from .faults import caught
+from .hooks.observed_record import ObservedSessionMetrics
 from .hooks.places import line_of
 from .hooks.sessions import attached_record
 from .ledger import COLLECTED, LEDGER
@@ -118,6 +119,7 @@ class Watchdog:
         ended = getattr(record, "statement_ended", None)  # a record kept by hand has none
         if (
             ended is not None
+            and isinstance(record, ObservedSessionMetrics)
             and time.perf_counter() - ended > self.idle_in_transaction
             and record._stage.state is SessionState.ACTIVE
             and record.transaction_began is not None
@@ -158,7 +160,7 @@ def _close_session_of(record: DatabaseSessionMetrics) -> None:
             break
     else:
         return
-    if record.statement_ended is None or _is_for_asyncio(session):
+    if getattr(record, "statement_ended", None) is None or _is_for_asyncio(session):
         return  # another thread is inside its driver, or only its event loop may close it
     try:
         session.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hooks.conftest import Base, Order, Versioned
+from opentelemetry.sdk.trace import TracerProvider
 from reading import changes, counted, since_2_0_31
 from sqlalchemy import text
 from sqlalchemy.exc import (
@@ -25,6 +26,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, StaticPool
 
 from session_metrics_otel import bind, instrument, metrics_for, uninstrument
+from session_metrics_otel.ledger import LEDGER
 
 ONE = text("select 1")
 NO_TABLE = text("select * from nowhere")
@@ -567,13 +569,14 @@ class TestBehaviourIsUnchanged:
 
     @pytest.mark.faults
     def test_a_fault_of_ours_is_logged_once_and_counted(self, orders, monkeypatch, caplog):
-        from session_metrics_otel.session_metrics import DatabaseSessionMetrics
+        class Broken:
+            def __getattr__(self, name):
+                raise RuntimeError("a bug of ours")
 
-        def broken(*_args, **_kwargs):
-            raise RuntimeError("a bug of ours")
+            __getitem__ = __getattr__
 
-        for name in ("sent_query", "ended_transaction", "flushed", "close_session"):
-            monkeypatch.setattr(DatabaseSessionMetrics, name, broken)
+        for name in ("queries", "flushes", "transaction_ends", "duration"):
+            monkeypatch.setattr(LEDGER.factory("orders"), name, Broken())
         for _ in range(2):
             with orders() as session:
                 session.add(Order())
@@ -590,6 +593,45 @@ class TestBehaviourIsUnchanged:
 
         assert value("sqlalchemy_session_telemetry_faults_total", component="statements") == 4
         assert value("sqlalchemy_session_telemetry_faults_total", component="sessions") == 6
+
+
+class TestWithASpan:
+    def test_the_counts_are_those_without_one(self, engine):
+        """A session with a span is counted by the record's methods, one without by the hooks."""
+
+        def work(maker):
+            with maker() as session:
+                session.execute(ONE)
+                session.commit()
+                session.execute(ONE)
+                session.rollback()
+                session.execute(ONE)
+            with maker() as session:
+                session.execute(ONE)
+                with session.begin_nested():
+                    session.execute(ONE)
+                session.commit()
+                session.close()
+                session.execute(ONE)
+            with maker() as session:
+                with pytest.raises(OperationalError):
+                    session.execute(text("no such"))
+                session.commit()
+            with maker():
+                pass
+            dropped = maker()
+            dropped.execute(ONE)
+            dropped.invalidate()
+
+        provider = TracerProvider(shutdown_on_exit=False)
+        makers = {"plain": {"spans": "off"}, "traced": {"tracer_provider": provider}}
+        for name, options in makers.items():
+            maker = sessionmaker(engine)
+            instrument(maker, name=name, **options)
+            work(maker)
+            uninstrument(maker)
+        assert counted("plain") == counted("traced")
+        assert counted("plain")["creations success"] == 5
 
 
 class TestScoped:

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from session_metrics_otel.session_metrics import DatabaseSessionMetrics
-
+    from .observed_record import ObservedSessionMetrics
     from .statement_spans import StatementSpans
 
     Replaced = dict[str, Any]
@@ -29,7 +28,7 @@ _METHODS = ("connect", "do_commit", "do_rollback")
 
 
 def hook(engine: Engine) -> None:
-    """Trace the connecting of ``engine``, its commits and its rollbacks."""
+    """Trace the connecting of ``engine``."""
     dialect: Any = engine.dialect
     connect = dialect.connect
 
@@ -45,8 +44,13 @@ def hook(engine: Engine) -> None:
 
     observed_connect.replaced = dialect.__dict__.get("connect")  # type: ignore[attr-defined]
     dialect.connect = observed_connect
+
+
+def hook_transactions(engine: Engine) -> None:
+    """Trace its commits and rollbacks, too: done only where they are asked for, as it costs."""
     for name in ("do_commit", "do_rollback"):
-        setattr(dialect, name, _observed(dialect, name))
+        if not hasattr(vars(engine.dialect).get(name), "replaced"):
+            setattr(engine.dialect, name, _observed(engine.dialect, name))
 
 
 def _observed(dialect: Any, name: str) -> Callable[[Any], None]:
@@ -74,7 +78,7 @@ def _observed(dialect: Any, name: str) -> Callable[[Any], None]:
     return observed
 
 
-def _spans_for(dialect: Any, record: DatabaseSessionMetrics | None) -> StatementSpans | None:
+def _spans_for(dialect: Any, record: ObservedSessionMetrics | None) -> StatementSpans | None:
     found: StatementSpans | None = (
         dialect.execution_ctx_cls.core_spans if record is None else record.statement_spans
     )
@@ -85,6 +89,8 @@ def unhook(engine: Engine) -> None:
     """Put ``engine`` back as it was."""
     dialect = vars(engine.dialect)
     for name in _METHODS:
+        if not hasattr(dialect.get(name), "replaced"):
+            continue
         replaced = dialect[name].replaced
         if replaced is None:
             del dialect[name]

@@ -11,10 +11,10 @@ from session_metrics_otel.catalog import SessionState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from session_metrics_otel.session_metrics import DatabaseSessionMetrics
+    from .observed_record import ObservedSessionMetrics
 
     # A session, and those that were open when it was opened.
-    Opened = tuple[weakref.ref[DatabaseSessionMetrics], Any]
+    Opened = tuple[weakref.ref[ObservedSessionMetrics], Any]
 
 followers: list[object] = []
 """Who asks; while it is empty, nothing is kept."""
@@ -22,12 +22,12 @@ followers: list[object] = []
 _opened: ContextVar[Opened | None] = ContextVar("session_metrics_opened", default=None)
 
 
-def opened(record: DatabaseSessionMetrics) -> None:
+def opened(record: ObservedSessionMetrics) -> None:
     """Note that the session of ``record`` was opened in this context."""
     _opened.set((weakref.ref(record), _still_open()))
 
 
-def current_session() -> DatabaseSessionMetrics | None:
+def current_session() -> ObservedSessionMetrics | None:
     """The record of the session opened last in this context, and still open; or None."""
     found = _still_open()
     return None if found is None else found[0]()

@@ -16,10 +16,9 @@ from .places import line_of
 from .queries import summary_of_sent
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Pool
+    from sqlalchemy import Pool
 
-    from session_metrics_otel.session_metrics import DatabaseSessionMetrics
-
+    from .observed_record import ObservedSessionMetrics
     from .places import Place
 
 logger = logging.getLogger("session_metrics_otel")
@@ -37,13 +36,6 @@ routes = Bounded(MAX_ROUTES, OTHER)
 """Those that have series of their own."""
 
 
-def holder_of(connection: Connection) -> Holder | None:
-    """Who holds what ``connection`` has from its pool, or None where the pool is not observed."""
-    fairy: Any = connection._dbapi_connection
-    holders: dict[Any, Holder] | None = getattr(fairy._pool, "holders", None)
-    return None if holders is None else holders.get(fairy._connection_record)
-
-
 class Holder:
     """A connection that is out of its pool.
 
@@ -58,7 +50,7 @@ class Holder:
     # Set by whoever makes one, which is done for every checkout: no call of a constructor.
     since: float
     place: Place | None
-    session: DatabaseSessionMetrics | None
+    session: ObservedSessionMetrics | None
 
     def describe(self) -> dict[str, Any]:
         """What the report says of it."""

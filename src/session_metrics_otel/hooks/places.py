@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from sys import _getframe
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Place = tuple[CodeType, int]
 """A code object and an instruction in it: two things that exist anyway."""
@@ -18,25 +22,44 @@ _INSIDE = (str(Path(sqlalchemy.__file__).parent), str(Path(__file__).parent.pare
 _is_inside: dict[str, bool] = {}
 
 
-def place_of_caller() -> Place | None:
-    """The first place above the caller that is neither SQLAlchemy's nor ours."""
-    return _first_outside(sys._getframe(1))
+KNOWN_DEPTHS = 4
+"""Ways up to the application that are remembered: a lazy load is further down than a query."""
 
 
-def place_of_checkout() -> Place | None:
-    """The same, for the ``connect()`` of a pool, where the way up is long.
+def _search() -> Callable[[], Place | None]:
+    """A search for the application's line above whoever calls it, which remembers the way there.
 
-    Each frame on it is an object to be made, and there are ten from a pool up to whoever called
-    ``Session.execute``. Where the stack is the usual one, those in between are passed over.
+    Each frame that is looked at is an object to be made, and there are ten from a pool's
+    ``connect()`` up to whoever called ``Session.execute``. As a rule the application stands where
+    it stood the last time: one step outside, with one of SQLAlchemy's or ours below it.
     """
-    try:
-        above = sys._getframe(5)
-        if _is_inside.get(above.f_code.co_filename):
-            deeper = sys._getframe(9)
-            return _first_outside(deeper if _is_inside.get(deeper.f_code.co_filename) else above)
-    except ValueError:  # the stack, or the greenlet's, ends before
-        pass
-    return _first_outside(sys._getframe(1))
+    depths: tuple[int, ...] = ()
+
+    def search() -> Place | None:
+        nonlocal depths
+        try:
+            for depth in depths:
+                frame = _getframe(depth)
+                if (
+                    _is_inside.get(frame.f_code.co_filename) is False
+                    and _is_inside.get(_getframe(depth - 1).f_code.co_filename)
+                ):  # fmt: skip
+                    return frame.f_code, frame.f_lasti
+        except ValueError:  # the stack, or the greenlet's, ends before
+            pass
+        place, depth = _first_outside(_getframe(1))
+        if depth and depth not in depths:
+            depths = tuple(sorted((depth, *depths[: KNOWN_DEPTHS - 1])))  # the nearest comes first
+        return place
+
+    return search
+
+
+place_of_birth = _search()
+"""Where the session that is being made is made."""
+
+place_of_checkout = _search()
+"""Where the connection that is being taken from a pool is taken."""
 
 
 def line_of(place: Place | None) -> str:
@@ -51,29 +74,34 @@ def line_of(place: Place | None) -> str:
     return f"{code.co_filename}:{line} in {code.co_name}"
 
 
-def _first_outside(frame: Any) -> Place | None:
-    """The search up from ``frame``.
+def _first_outside(frame: Any) -> tuple[Place | None, int]:
+    """The first place from ``frame`` upwards that is neither SQLAlchemy's nor ours.
 
     Across a greenlet, as SQLAlchemy's asyncio extension uses, it goes on where the application
     awaits.
+
+    Returns:
+        The place, and how many frames above the one below ``frame`` it is; 0 across a greenlet.
     """
     parent: Any = None
+    depth = 1
     while True:
         if frame is None:
             greenlet = sys.modules.get("greenlet")
             if greenlet is None:
-                return None
+                return None, 0
             parent = (parent or greenlet.getcurrent()).parent
             if parent is None or parent.gr_frame is None:
-                return None
+                return None, 0
             frame = parent.gr_frame
         code = frame.f_code
         inside = _is_inside.get(code.co_filename)
         if inside is None:
             inside = _is_code_inside(frame)
         if not inside:
-            return code, frame.f_lasti
+            return (code, frame.f_lasti), 0 if parent else depth
         frame = frame.f_back
+        depth += 1
 
 
 def _is_code_inside(frame: Any) -> bool:

@@ -110,7 +110,7 @@ def _observed(  # noqa: C901 - one class
             began = perf_counter()
             asked()
             try:
-                fairy = super().connect()
+                fairy = kind.connect(self)
             except BaseException as error:
                 answered()
                 _refused(self, error)
@@ -144,7 +144,7 @@ def _observed(  # noqa: C901 - one class
                         _count_route(holder.session.route, seconds)
                 except Exception as fault:  # noqa: BLE001
                     caught("pools", fault)
-            super()._do_return_conn(record)
+            kind._do_return_conn(self, record)
 
         def recreate(self) -> Any:
             self.holders.replaced = True
@@ -198,7 +198,7 @@ def _refused(pool: Any, error: BaseException) -> None:
             if record is None:
                 pool_exhausted(current_mirror(), report)
             else:
-                pool_exhausted(record._span_mirror(), report)
+                pool_exhausted(record.span_mirror(), report)
     except Exception as fault:  # noqa: BLE001
         caught("pools", fault)
 

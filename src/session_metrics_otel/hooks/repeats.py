@@ -10,7 +10,7 @@ from session_metrics_otel.ledger import LEDGER
 from .queries import describe
 
 if TYPE_CHECKING:
-    from session_metrics_otel.session_metrics import DatabaseSessionMetrics
+    from .observed_record import ObservedSessionMetrics
 
 
 class Repeats:
@@ -29,7 +29,7 @@ class Repeats:
         self.summary = ""
         self.count = 0
 
-    def sent(self, context: Any, record: DatabaseSessionMetrics) -> None:
+    def sent(self, context: Any, record: ObservedSessionMetrics) -> None:
         """Count the statement that ``context`` sends; the session, where it passes the limit."""
         shape = context.compiled or context.statement
         times = self._counts[shape] = self._counts.get(shape, 0) + 1

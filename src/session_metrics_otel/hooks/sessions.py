@@ -14,7 +14,7 @@ from hashlib import sha256
 from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from opentelemetry import trace
 from opentelemetry.context import get_current
@@ -27,18 +27,19 @@ from session_metrics_otel.binding import current_binding
 from session_metrics_otel.catalog import SessionState
 from session_metrics_otel.faults import caught
 from session_metrics_otel.ledger import LEDGER
-from session_metrics_otel.session_metrics import DatabaseSessionMetrics
+from session_metrics_otel.series import PENDING_LIMIT
 from session_metrics_otel.tracing import SpanMirror, suppressed
 
 from . import current
-from .holders import holder_of, routes
-from .places import place_of_caller
+from .holders import routes
+from .observed_record import ObservedSessionMetrics
+from .places import place_of_birth
 from .repeats import Repeats
-from .statements import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
     from sqlalchemy import Connection, Dialect, Engine
     from sqlalchemy.orm import UOWTransaction
@@ -50,13 +51,9 @@ _CLOSED = SessionState.CLOSED
 _CLOSING = SessionState.CLOSING
 _COMMITTED = SessionState.COMMITTED
 _CREATED = SessionState.CREATED
-_NOT_WORKING = (_CREATED, _CLOSED)
 
 ATTACHED = "_session_metrics"
 """Where a Session keeps its record."""
-
-OWNER = "_session_metrics_owner"
-"""Where a session that was adopted keeps the observer that counts it."""
 
 OBSERVED = "_session_metrics_observed"
 """Where a session class keeps the subclass that its watched sessions are instances of."""
@@ -76,6 +73,7 @@ _new_prefix()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_prefix)
 _serial = count(1)
+_new: Callable[[type[ObservedSessionMetrics]], Any] = object.__new__
 
 
 class Observer:
@@ -89,6 +87,7 @@ class Observer:
         statements: What statements are traced with; None where they are not.
         repeated_statements: How often a session may send the same statement; None: not counted.
         holder_lines: Whether its engines' pools take note of the line that takes a connection.
+        own_provider: Whether the tracer is of a provider that was given for it.
         meet: Called with each engine the sessions are bound to, so that its statements are seen.
 
     Attributes:
@@ -106,18 +105,23 @@ class Observer:
         spans: str,
         user_id: str | None,
         tracer: Tracer,
+        own_provider: bool,
         statements: StatementSpans | None,
         repeated_statements: int | None,
         holder_lines: bool,
         meet: Callable[[Observer, Any], object],
     ) -> None:
         self.name = name
-        LEDGER.factory(name).seen = True
+        factory = LEDGER.factory(name)
+        factory.seen = True
+        self._birth = factory.created
         self.engines: WeakSet[Engine] = WeakSet()
         self.ended: Callable[[Observer], None] | None = None
-        self._spans = spans
+        self._traces = spans != "off"
+        self._own_spans = spans == "span"
         self._user_id = user_id
         self._tracer = tracer
+        self._own_provider = own_provider or None
         self.statements = statements
         self._repeated_statements = repeated_statements
         self.holder_lines = holder_lines
@@ -135,19 +139,36 @@ class Observer:
             setattr(kind, OBSERVED, found)
         return found
 
-    def born(self, session: Session) -> DatabaseSessionMetrics:
+    def born(self, session: Any) -> ObservedSessionMetrics:
         """Give ``session`` a new record."""
+        record: ObservedSessionMetrics = _new(ObservedSessionMetrics)
+        record.session_id = f"{_prefix}{next(_serial):x}"
         bound = current_binding.get()
-        record = DatabaseSessionMetrics(
-            f"{_prefix}{next(_serial):x}", bound.request_id, bound.user_id, factory=self.name
-        )
-        record.hooked(perf_counter(), bound.route, get_current())
-        record.born_at = place_of_caller()
+        record.request_id = bound.request_id
+        record.user_id = bound.user_id
+        record.route = bound.route
+        record._started = record.sent_at = perf_counter()
+        record._queries = record._transactions = record._errors = 0
+        record.total_time_ms = 0.0
+        record.last_error = record.last_statement = record.repeats = record._dates = None
+        record._mirror = record.context = record.statement_spans = record._created_ns = None
+        record.transaction_began = record.statement_ended = None
+        record.born_at = place_of_birth()
+        record._stage = stage = self._birth
+        live = stage.live
+        live[id(record)] = ref(record)
+        if len(live) > stage.factory.peak:
+            stage.factory.raise_peak(len(live))
+        # There is no public way to ask whether a provider was set; where this one is gone, it may.
+        if self._traces and (
+            self._own_provider or getattr(trace, "_TRACER_PROVIDER", self) is not None
+        ):
+            record.context = get_current()
         if self._repeated_statements is not None:
             record.repeats = Repeats(self._repeated_statements)
-        session.__dict__[ATTACHED] = record
-        if observer_of(session) is not self:
-            session.__dict__[OWNER] = self
+        session._session_metrics = record
+        if session._session_observer is not self:
+            session._session_metrics_owner = self
         if current.followers:
             current.opened(record)
         return record
@@ -156,54 +177,43 @@ class Observer:
         """Who counts a session that uses the engine of ``dialect``."""
         return self
 
-    def begin(self, session: Session) -> None:
-        """Take note of a session that was made just now, and of its engine."""
-        try:
-            self.born(session)
-            if session.bind is not self.met:
-                self.meet(session.bind)
-        except Exception as fault:  # noqa: BLE001 - never the session's trouble
-            caught("sessions", fault)
-
     def meet(self, bind: Any) -> None:
         """Make sure that the engine behind ``bind`` is observed."""
         if bind is not None and bind is not self.met:
             self._meet(self, bind)
             self.met = bind
 
-    def working(self, session: Session) -> DatabaseSessionMetrics:
+    def working(self, session: Any) -> ObservedSessionMetrics:
         """The record of a session that is being used: a new one where the last was closed."""
-        record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
-        if record is None or record.state is _CLOSED:
+        record: ObservedSessionMetrics | None = session._session_metrics
+        if record is None or record._stage.state is _CLOSED:
             record = self.born(session)
         # It may have asked for its connection before, and have its span since.
-        if record.state is _CREATED and self._spans != "off" and record._mirror is None:
-            record.mirror_on(self._start_mirror(record), self.statements)
+        if record.context is not None and record._stage.state is _CREATED and not record._mirror:
+            record.mirror_on(self._start_mirror(record, record.context), self.statements)
         return record
 
-    def _start_mirror(self, record: DatabaseSessionMetrics) -> SpanMirror | None:
+    def _start_mirror(self, record: ObservedSessionMetrics, context: Context) -> SpanMirror | None:
         try:
-            if suppressed(record.context):
+            if suppressed(context):
                 return None
-            if self._spans == "attributes":
-                span = trace.get_current_span(record.context)
-            else:
-                span = self._start_span(record)
+            own = self._own_spans
+            span = self._start_span(record) if own else trace.get_current_span(context)
             if not span.is_recording():
                 return None
-            if self._spans == "attributes":
+            if not own:
                 return SpanMirror(span, owned=False)
-            inside = trace.set_span_in_context(span, record.context)
+            inside = trace.set_span_in_context(span, context)
             return SpanMirror(span, owned=True, context=inside)
         except Exception as fault:  # noqa: BLE001 - a broken provider is not the session's trouble
             caught("tracing", fault)
             return None
 
-    def _start_span(self, record: DatabaseSessionMetrics) -> Span:
+    def _start_span(self, record: ObservedSessionMetrics) -> Span:
         span = self._tracer.start_span(
             self._span_name,
             context=record.context,
-            start_time=int(record.created_at.timestamp() * 1e9),
+            start_time=record.created_ns(),
         )
         if self._user_id is not None and record.user_id:
             if self._user_id == "hashed":
@@ -237,18 +247,17 @@ def _observed(kind: type[Any], observer: Observer) -> type[Any]:
 
     class ObservedSession(kind):  # type: ignore[misc]  # which class is known when it runs
         __slots__ = ()  # an instance's class can only be changed for one of the same layout
+        # Attributes, never keys of `__dict__`: who asks a session for that makes a dictionary of
+        # what Python keeps in a faster form, and SQLAlchemy's own work on it becomes slower.
         _session_observer = observer
+        _session_metrics: ObservedSessionMetrics | None = None
+        _session_metrics_owner: Observer | None = None
+        """Of a session that was adopted: the observer that counts it."""
 
-        def close(self) -> None:
-            _end(self, super().close)
-
+        close = _ending(kind, "close")
+        invalidate = _ending(kind, "invalidate")
         if hasattr(kind, "reset"):  # SQLAlchemy has it from 2.0.22
-
-            def reset(self) -> None:
-                _end(self, super().reset)
-
-        def invalidate(self) -> None:
-            _end(self, super().invalidate)
+            reset = _ending(kind, "reset")
 
     if kind.get_bind is not Session.get_bind:
         # It may choose an engine that nobody has seen yet, and that one may refuse.
@@ -269,37 +278,67 @@ def observer_of(session: object) -> Observer | None:
     return getattr(session, "_session_observer", None)
 
 
-def _end(session: Any, end: Callable[[], None]) -> None:
-    record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
-    if record is None or record.state is _CLOSED:
-        end()
-        return
-    try:
-        record.move(_CLOSING)
-    except Exception as fault:  # noqa: BLE001
-        caught("sessions", fault)
-    try:
-        end()
-    except BaseException as error:
-        # It is not closed, and may hold its connection still.
-        if record.state is _CLOSING:
-            record.record_error(error)
-        raise
-    try:
-        if record.transaction_began is not None:
-            record.ended_transaction("closed")
-        record.close_session()
-        if record.route:
-            route = routes.admit(record.route)
-            LEDGER.tally(catalog.ROUTE_SESSIONS, record.factory, route).hit()
-        observer: Observer = session.__dict__.get(OWNER) or session._session_observer
-        if observer.ended is not None:
-            observer.ended(observer)
-    except Exception as fault:  # noqa: BLE001
-        caught("sessions", fault)
+# What follows runs for every session. A call of a Python function costs as much there as ten of
+# the lines below, so the common way - a record with no span - is written out in each place: the
+# same as its `move`, `observe` and `close_session` do, and tests hold the two to one another.
 
 
-def _after_begin(session: Any, _: SessionTransaction, connection: Connection) -> None:
+def _ending(kind: type[Any], name: str) -> Callable[[Any], None]:  # noqa: C901 - see above
+    """The method of an observed session that ends it as ``kind``'s own does."""
+
+    def ended(self: Any) -> None:  # noqa: C901, PLR0912
+        record: ObservedSessionMetrics | None = self._session_metrics
+        if record is None or record._stage.state is _CLOSED:
+            getattr(kind, name)(self)
+            return
+        try:
+            if record._mirror is None:
+                hit, record._stage = record._stage.moves[_CLOSING]
+                hit()
+            else:
+                record.move(_CLOSING)
+        except Exception as fault:  # noqa: BLE001
+            caught("sessions", fault)
+        try:
+            getattr(kind, name)(self)
+        except BaseException as error:
+            # It is not closed, and may hold its connection still.
+            if record.state is _CLOSING:
+                record.record_error(error)
+            raise
+        try:
+            if record.transaction_began is not None:
+                record.ended_transaction("closed")
+            stage = record._stage
+            if record._mirror is None and stage.state is _CLOSING:
+                seconds = perf_counter() - record._started
+                record.total_time_ms = seconds * 1000
+                factory = stage.factory
+                factory.duration.add(seconds)
+                factory.queries_per_session.add(record._queries)
+                if len(factory.duration.pending) > PENDING_LIMIT:
+                    factory.fold()
+                hit, record._stage = stage.moves[_CLOSED]
+                hit()
+                stage.live.pop(id(record), None)
+            else:
+                record.close_session()
+            if record.route:
+                route = routes.admit(record.route)
+                LEDGER.tally(catalog.ROUTE_SESSIONS, record.factory, route).hit()
+            observer = self._session_metrics_owner or self._session_observer
+            if observer.ended is not None:
+                observer.ended(observer)
+        except Exception as fault:  # noqa: BLE001
+            caught("sessions", fault)
+
+    ended.__name__ = name
+    return ended
+
+
+def _after_begin(  # noqa: C901
+    session: Any, _: SessionTransaction, connection: Any
+) -> None:
     try:
         observer: Observer = session._session_observer
         if observer.adopts:
@@ -309,34 +348,61 @@ def _after_begin(session: Any, _: SessionTransaction, connection: Connection) ->
             observer = owner
         if connection.engine is not observer.met:
             observer.meet(connection.engine)
-        record = session.__dict__.get(ATTACHED)
-        if record is None or record.state in _NOT_WORKING:
+        record: ObservedSessionMetrics | None = session._session_metrics
+        if record is None or record._stage.state is _CLOSED or record.context is not None:
             record = observer.working(session)
+        now = perf_counter()
         if record.transaction_began is None:
-            record.transaction_began = record.statement_ended = perf_counter()
-        holder = holder_of(connection)
-        if holder is not None:
-            holder.session = record
-        record.move(_ACTIVE)
-        connection.__dict__[RECORD] = record
+            record.transaction_began = record.statement_ended = now
+        fairy = connection._dbapi_connection
+        holders = getattr(fairy._pool, "holders", None)
+        if holders is not None:
+            holder = holders.get(fairy._connection_record)
+            if holder is not None:
+                holder.session = record
+        stage = record._stage
+        if record._mirror is not None:
+            record.move(_ACTIVE)
+        elif stage.state is not _ACTIVE:
+            hit, record._stage = stage.moves[_ACTIVE]
+            hit()
+            if stage.state is _CREATED:
+                stage.factory.creation_duration.add(now - record._started)
+        connection._session_metrics_record = record
     except Exception as fault:  # noqa: BLE001 - never the session's trouble
         caught("sessions", fault)
 
 
-def _after_commit(session: Session) -> None:
-    record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
+def _after_commit(session: Any) -> None:
+    record: ObservedSessionMetrics | None = session._session_metrics
     # A savepoint's release is no commit, and a commit without a connection reached no database.
-    if record is None or record.transaction_began is None or session.in_nested_transaction():
+    if (
+        record is None
+        or record.transaction_began is None
+        or session._nested_transaction is not None
+    ):
         return
     try:
-        record.ended_transaction("committed")
-        record.move(_COMMITTED)
+        stage = record._stage
+        if record._mirror is None and stage.state is _ACTIVE:
+            hit, duration = stage.factory.transaction_ends["committed"]
+            hit()
+            duration.add(perf_counter() - record.transaction_began)
+            if len(duration.pending) > PENDING_LIMIT:
+                duration.fold_if_free()
+            record.transaction_began = None
+            record._transactions += 1
+            hit, record._stage = stage.moves[_COMMITTED]
+            hit()
+        else:
+            record.ended_transaction("committed")
+            record.move(_COMMITTED)
     except Exception as fault:  # noqa: BLE001
         caught("sessions", fault)
 
 
-def _after_rollback(session: Session) -> None:
-    record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
+def _after_rollback(session: Any) -> None:
+    record: ObservedSessionMetrics | None = session._session_metrics
     if record is None:
         return
     try:
@@ -344,15 +410,15 @@ def _after_rollback(session: Session) -> None:
         error = sys.exc_info()[1]
         if isinstance(error, StaleDataError) and session._flushing:
             record.lost_optimistic_lock(error)
-        if record.transaction_began is not None and not session.in_nested_transaction():
+        if record.transaction_began is not None and session._nested_transaction is None:
             record.ended_transaction("rolled_back")
             record.move(SessionState.ROLLED_BACK)
     except Exception as fault:  # noqa: BLE001
         caught("sessions", fault)
 
 
-def _after_flush(session: Session, _: UOWTransaction) -> None:
-    record: DatabaseSessionMetrics | None = session.__dict__.get(ATTACHED)
+def _after_flush(session: Any, _: UOWTransaction) -> None:
+    record: ObservedSessionMetrics | None = session._session_metrics
     if record is None:
         return
     try:
@@ -375,7 +441,7 @@ def _listen(kind: type[Session]) -> None:
     event.listen(kind, "after_flush", _after_flush)
 
 
-def connection_refused(dialect: Dialect, error: BaseException) -> DatabaseSessionMetrics | None:
+def connection_refused(dialect: Dialect, error: BaseException) -> ObservedSessionMetrics | None:
     """Tell the session that asked for a connection, if one did, that there was none to be had.
 
     Returns:
@@ -393,7 +459,7 @@ def connection_refused(dialect: Dialect, error: BaseException) -> DatabaseSessio
     return record
 
 
-def asking_record(dialect: Dialect) -> DatabaseSessionMetrics | None:
+def asking_record(dialect: Dialect) -> ObservedSessionMetrics | None:
     """The record of the session that asks for a connection just now, where one does."""
     try:
         frame = sys._getframe(1)
@@ -409,9 +475,9 @@ def asking_record(dialect: Dialect) -> DatabaseSessionMetrics | None:
     return None
 
 
-def attached_record(session: Session) -> DatabaseSessionMetrics | None:
+def attached_record(session: Session) -> ObservedSessionMetrics | None:
     """The record that ``session`` carries, or None."""
-    return session.__dict__.get(ATTACHED)
+    return getattr(session, ATTACHED, None)
 
 
 class _Watch:
@@ -424,40 +490,57 @@ class _Watch:
     def __init__(self, kind: type[Session]) -> None:
         self.kind = kind
         self.own = kind.__dict__.get("__init__")
-        self.observers: list[Observer] = []
+        self._observers: list[Observer] = []
+        self.observer: Observer
+        self.observed: type[Session]
 
     def install(self) -> None:
         original: Callable[..., None] = self.kind.__init__
+        kind = self.kind
         watch = self
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            if (
-                observer_of(self) is not None
-            ):  # the watch on a class derived from this one came first
+            observer = watch.observer
+            if self.__class__ is kind:
+                self.__class__ = watch.observed
+            elif observer_of(self) is None:
+                self.__class__ = observer.observed_class(type(self))
+            else:  # the watch on a class derived from this one came first
                 original(self, *args, **kwargs)
                 return
-            observer = watch.chosen()
-            self.__class__ = observer.observed_class(type(self))
             original(self, *args, **kwargs)
-            if not observer.adopts:
-                observer.begin(self)
+            if observer.adopts:
+                return
+            try:
+                observer.born(self)
+                if self.bind is not observer.met:
+                    observer.meet(self.bind)
+            except Exception as fault:  # noqa: BLE001 - never the session's trouble
+                caught("sessions", fault)
 
         self.kind.__init__ = __init__  # type: ignore[method-assign]
 
-    def chosen(self) -> Observer:
+    def join(self, observer: Observer) -> None:
+        self._observers.append(observer)
+        self._choose()
+
+    def _choose(self) -> None:
         """Whoever watches all the sessions comes before whoever only adopts some."""
-        return min(self.observers, key=lambda observer: observer.adopts)
+        self.observer = min(self._observers, key=lambda observer: observer.adopts)
+        self.observed = self.observer.observed_class(self.kind)
 
     def leave(self, observer: Observer) -> None:
-        self.observers.remove(observer)
-        if not self.observers:
-            delattr(self.kind, WATCH)
-            if OBSERVED in vars(self.kind):
-                delattr(self.kind, OBSERVED)
-            if self.own is None:
-                del self.kind.__init__
-            else:
-                self.kind.__init__ = self.own  # type: ignore[method-assign]
+        self._observers.remove(observer)
+        if self._observers:
+            self._choose()
+            return
+        delattr(self.kind, WATCH)
+        if OBSERVED in vars(self.kind):
+            delattr(self.kind, OBSERVED)
+        if self.own is None:
+            del self.kind.__init__
+        else:
+            self.kind.__init__ = self.own  # type: ignore[method-assign]
 
 
 def watch(kind: type[Session], observer: Observer) -> Callable[[], None]:
@@ -470,6 +553,8 @@ def watch(kind: type[Session], observer: Observer) -> Callable[[], None]:
     if found is None:
         found = _Watch(kind)
         setattr(kind, WATCH, found)
+        found.join(observer)
         found.install()
-    found.observers.append(observer)
+    else:
+        found.join(observer)
     return lambda: found.leave(observer)

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
     from sqlalchemy.engine.interfaces import ExecutionContext
 
-    from session_metrics_otel.session_metrics import DatabaseSessionMetrics
-
     from .comments import SqlComments
+    from .observed_record import ObservedSessionMetrics
 
     StatementHook = Callable[[Span, ExecutionContext], None]
 
@@ -105,7 +104,7 @@ class StatementSpans:
         self._own_spans = own_spans
         self.transactions = transactions
 
-    def parent(self, record: DatabaseSessionMetrics | None) -> Context | None:
+    def parent(self, record: ObservedSessionMetrics | None) -> Context | None:
         """The context that a span is to begin in, or None where there is to be none."""
         current = get_current()
         if record is None:
@@ -122,7 +121,7 @@ class StatementSpans:
         return current if span.is_recording() else None
 
     def start(
-        self, execution: Any, record: DatabaseSessionMetrics | None, server: Attributes
+        self, execution: Any, record: ObservedSessionMetrics | None, server: Attributes
     ) -> Started | None:
         """Begin the span of a statement, where it is to have one that is recorded."""
         context = self.parent(record)
@@ -148,7 +147,7 @@ class StatementSpans:
     def around(
         self,
         name: str,
-        record: DatabaseSessionMetrics | None,
+        record: ObservedSessionMetrics | None,
         attributes: Mapping[str, Any],
         call: Callable[[], Any],
     ) -> Any:
@@ -163,7 +162,7 @@ class StatementSpans:
             span.end()
 
     def _begun(
-        self, name: str, record: DatabaseSessionMetrics | None, attributes: Mapping[str, Any]
+        self, name: str, record: ObservedSessionMetrics | None, attributes: Mapping[str, Any]
     ) -> Span:
         try:
             context = self.parent(record)

@@ -11,28 +11,32 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
+from sqlalchemy.engine.default import DefaultExecutionContext
 
+from session_metrics_otel.catalog import SessionState
 from session_metrics_otel.faults import caught
+from session_metrics_otel.series import PENDING_LIMIT
 
 from .servers import server_attributes
-from .statement_metrics import series_of
+from .statement_metrics import KEPT, series_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext
 
-    from session_metrics_otel.session_metrics import DatabaseSessionMetrics
-
+    from .observed_record import ObservedSessionMetrics
     from .servers import Attributes
     from .statement_spans import Started, StatementSpans
+
+_ACTIVE = SessionState.ACTIVE
 
 RECORD = "_session_metrics_record"
 """Where a Connection keeps the record of the session that began a transaction on it."""
 
 
-def record_of(connection: Any) -> DatabaseSessionMetrics | None:
+def record_of(connection: Any) -> ObservedSessionMetrics | None:
     """The record of the session whose transaction is open on ``connection``, or None."""
-    return connection.__dict__.get(RECORD)  # type: ignore[no-any-return]
+    return getattr(connection, RECORD, None)
 
 
 class _ObservedContext:
@@ -43,6 +47,8 @@ class _ObservedContext:
         core_spans: What statements that no session sent are traced with; None: not at all.
         started: The span of the statement that is being executed, or None.
         sent_at: ``time.perf_counter()`` when it was sent; None once it is measured.
+        record: The record of the session that sends it, or None.
+        plain: Whether the dialect's own class has nothing to do before and after a statement.
     """
 
     root_connection: Any
@@ -54,37 +60,48 @@ class _ObservedContext:
     core_spans: StatementSpans | None
     started: Started | None = None
     sent_at: float | None = None
+    record: ObservedSessionMetrics | None = None
+    plain: bool
 
     def pre_exec(self) -> None:
-        super().pre_exec()  # type: ignore[misc]
-        record = self.root_connection.__dict__.get(RECORD)
+        if not self.plain:
+            super().pre_exec()  # type: ignore[misc]
+        self.record = record = getattr(self.root_connection, RECORD, None)
         try:
             if record is None or record.transaction_began is None:
-                spans, record = self.core_spans, None
+                spans, self.record = self.core_spans, (record := None)
             else:
-                record.sent_query()
+                record._queries += 1
+                stage = record._stage
+                stage.factory.queries.hit()
+                if stage.state is not _ACTIVE:
+                    record.move(_ACTIVE)
                 record.last_statement = self.compiled or self.statement
                 record.statement_ended = None  # it is being executed: that is not idle
                 spans = record.statement_spans
                 if record.repeats is not None:
                     record.repeats.sent(self, record)
             if spans is not None:
-                self.started = spans.start(self, record, self.server)
+                self.started = spans.start(self, self.record, self.server)
         except Exception as fault:  # noqa: BLE001 - never the statement's trouble
             caught("statements", fault)
-        self.sent_at = perf_counter()
+        self.sent_at = now = perf_counter()
+        if record is not None:
+            record.sent_at = now
 
     def post_exec(self) -> None:
         ended = perf_counter()
-        record = self.root_connection.__dict__.get(RECORD)
-        if record is not None:
-            record.statement_ended = ended
+        if self.record is not None:
+            self.record.statement_ended = ended
         try:
             if self.sent_at is not None:
-                seconds = ended - self.sent_at
+                # Kept with the compiled statement, which SQLAlchemy caches and reuses.
+                series = getattr(self.compiled, KEPT, None) or series_of(self, self.server)
+                duration = series.duration
+                duration.add(ended - self.sent_at)
+                if len(duration.pending) > PENDING_LIMIT:
+                    duration.fold_if_free()
                 self.sent_at = None
-                series = series_of(self, self.server)
-                series.duration.observe(seconds)
                 if series.rows is not None and self.cursor.description is not None:
                     rows = self.cursor.rowcount
                     if rows >= 0:
@@ -93,7 +110,8 @@ class _ObservedContext:
             caught("statements", fault)
         if self.started is not None:
             self._end_span(None)
-        super().post_exec()  # type: ignore[misc]
+        if not self.plain:
+            super().post_exec()  # type: ignore[misc]
 
     def _failed(self, error: BaseException) -> None:
         if self.sent_at is not None:
@@ -130,12 +148,15 @@ def _handle_error(context: ExceptionContext) -> None:
 def hook(engine: Engine) -> None:
     """Observe the statements of ``engine``, and of whatever shares its dialect."""
     dialect: Any = engine.dialect
-    replaced = dialect.__dict__.get("execution_ctx_cls")
-    dialect.execution_ctx_cls = type(
-        dialect.execution_ctx_cls.__name__,
-        (_ObservedContext, dialect.execution_ctx_cls),
-        {"replaced": replaced, "server": server_attributes(engine), "core_spans": None},
-    )
+    kind = dialect.execution_ctx_cls
+    own = {
+        "replaced": dialect.__dict__.get("execution_ctx_cls"),
+        "server": server_attributes(engine),
+        "core_spans": None,
+        "plain": kind.pre_exec is DefaultExecutionContext.pre_exec
+        and kind.post_exec is DefaultExecutionContext.post_exec,
+    }
+    dialect.execution_ctx_cls = type(kind.__name__, (_ObservedContext, kind), own)
     event.listen(engine, "handle_error", _handle_error)
 
 
