@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
+from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PREFIX = "sqlalchemy_session_"
 
@@ -16,14 +22,14 @@ since_2_0_31 = pytest.mark.skipif(
 )
 
 
-def counted(factory: str = "default") -> dict[str, float]:
+def counted(factory: str = "default", registry: CollectorRegistry = REGISTRY) -> dict[str, float]:
     """Everything but 0 that /metrics says of ``factory``, except for times and buckets.
 
     A key is the name without ``sqlalchemy_session_`` and ``_total``, and the other labels' values:
     ``{"creations success": 1, "state_transitions created active": 1}``.
     """
     found = {}
-    for family in REGISTRY.collect():
+    for family in registry.collect():
         for sample in family.samples:
             labels = dict(sample.labels)
             if labels.pop("factory", None) != factory or sample.value == 0:
@@ -49,3 +55,12 @@ def changes(*states: str) -> dict[str, float]:
 
 def value(sample: str, /, **labels: str) -> float | None:
     return REGISTRY.get_sample_value(sample, labels)
+
+
+def counted_in(folder: Path, factory: str = "default") -> dict[str, float]:
+    """The same of all the processes whose files are in ``folder``, as prometheus_client adds up."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, os.fspath(folder))
+    found = counted(factory, registry)
+    found.pop("peak", None)
+    return found

@@ -10,7 +10,8 @@ from reading import counted, value
 from threads import THREADS, in_threads
 
 from session_metrics_otel import SessionMetrics, catalog
-from session_metrics_otel.ledger import LEDGER, MAX_ERROR_TYPES, MAX_FACTORIES
+from session_metrics_otel.factory_ledger import MAX_ERROR_TYPES
+from session_metrics_otel.ledger import LEDGER, MAX_FACTORIES
 
 
 class TestThreads:

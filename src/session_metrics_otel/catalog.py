@@ -37,6 +37,11 @@ class Kind(str, Enum):
 DEFAULT_FACTORY = "default"
 """The ``factory`` of sessions whose factory was given no name."""
 
+LIVE_STATES: tuple[SessionState, ...] = tuple(
+    state for state in SessionState if state is not SessionState.CLOSED
+)
+"""Those of a session that is open: the values of ``state``."""
+
 WORKING_STATES = frozenset(
     {SessionState.ACTIVE, SessionState.IDLE, SessionState.COMMITTED, SessionState.ROLLED_BACK}
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 
-from . import catalog
+from . import catalog, multiprocess
 from .ledger import LEDGER
 
 logger = logging.getLogger("session_metrics_otel")
@@ -30,3 +30,6 @@ def caught(component: str, fault: Exception) -> None:
                 component,
                 exc_info=fault,
             )
+
+
+multiprocess.complain_to(caught)

@@ -15,9 +15,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from .catalog import DEFAULT_FACTORY
 from .hooks import connection_spans, pools, statements
-from .hooks.observer import Adopter, Observer
-from .hooks.session_classes import watch
-from .hooks.sessions import attached_record
+from .hooks.sessions import Adopter, Observer, attached_record, watch
 from .hooks.statement_spans import StatementSpans
 from .ledger import LEDGER
 

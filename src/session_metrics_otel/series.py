@@ -13,10 +13,14 @@ from bisect import bisect_left
 from collections import Counter
 from itertools import count, repeat
 from math import fsum
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable
+
+    from .catalog import Metric, SessionState
+    from .factory_ledger import FactoryLedger
 
 Labels = tuple[str, ...]
 """The values of a series' attributes, in the order of ``Metric.attributes``; "" is absent."""
@@ -148,6 +152,32 @@ class Histogram:
         if values:
             for listener in self.listeners:
                 listener(values, self.exemplars)
+
+
+class InProcess:
+    """Keeps series in this process's memory, for readers in the same process."""
+
+    def tally(self, metric: Metric, labels: Labels) -> Tally:  # noqa: ARG002 - others need to know
+        """The count of one series."""
+        return Tally()
+
+    def histogram(self, metric: Metric, labels: Labels) -> Histogram:  # noqa: ARG002
+        """The distribution of one series."""
+        return Histogram(metric.buckets)
+
+    def live(self, factory: FactoryLedger) -> dict[int, weakref.ref[Any]]:  # noqa: ARG002
+        """The register of a factory's open sessions."""
+        return {}
+
+    def move(
+        self,
+        factory: FactoryLedger,  # noqa: ARG002
+        origin: SessionState,  # noqa: ARG002
+        target: SessionState,  # noqa: ARG002
+        *creation: str,  # noqa: ARG002
+    ) -> Tally:
+        """The count of a change of state; what else it says is worked out when somebody reads."""
+        return Tally()
 
 
 Name = TypeVar("Name")

@@ -200,6 +200,8 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         self.closed_at = closed_at
         self._started: float | None = None
         self._mirror: SpanMirror | Callable[[], SpanMirror | None] | None = current_mirror
+        if state is not _CREATED:
+            state = _as_state(state)  # refused before anything is counted
         self._stage = stage = (
             _default if factory is DEFAULT_FACTORY else LEDGER.factory(factory).created
         )
@@ -208,7 +210,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         if len(live) > stage.factory.peak:
             stage.factory.raise_peak(len(live))
         if state is not _CREATED:
-            self._begin_at(state)
+            self.state = state
 
     def __del__(self) -> None:
         """Leave the live gauges where nobody closed the record."""
@@ -394,14 +396,6 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         stage = self._stage
         self._stage = DETACHED.factory(stage.factory.name).stages[stage.state]
         self._mirror = None
-
-    def _begin_at(self, state: SessionState | str) -> None:
-        try:
-            self.state = state  # type: ignore[assignment]  # the setter takes its text too
-        except ValueError:
-            self._stage.live.pop(id(self), None)
-            self.detach()
-            raise
 
     def _count_transactions(self, n: int, outcome: str) -> None:
         self._stage.factory.transaction(outcome).add(n)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from .ledger import FactoryLedger
+    from .factory_ledger import FactoryLedger
     from .session_metrics import DatabaseSessionMetrics
 
 logger = logging.getLogger("session_metrics_otel")
