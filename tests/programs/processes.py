@@ -144,8 +144,8 @@ def all_families(_: str) -> None:
     instrument(crowded, name="crowded")
     with crowded() as holder:
         holder.execute(ONE)
-        with suppress(PoolTimeoutError):
-            crowded().execute(ONE)
+        with suppress(PoolTimeoutError), crowded() as waiter:
+            waiter.execute(ONE)
     record = SessionMetrics(factory="by hand")
     for state in ("active", "idle", "error", "rolled_back", "closing", "closed", "created"):
         record.state = state
