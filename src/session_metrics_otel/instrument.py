@@ -15,7 +15,9 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from .catalog import DEFAULT_FACTORY
 from .hooks import connection_spans, pools, statements
-from .hooks.sessions import Adopter, Observer, attached_record, watch
+from .hooks.observer import Adopter, Observer
+from .hooks.session_classes import watch
+from .hooks.sessions import attached_record
 from .hooks.statement_spans import StatementSpans
 from .ledger import LEDGER
 
