@@ -331,6 +331,8 @@ class TestExhaustion:
             session.execute(ONE)
             session.execute(ONE)
         core = engine.connect()
+        with bind(request_id="r-2", route="/reports"):
+            core.execute(text("select 2 from (select 1)"))
         with pytest.raises(PoolTimeoutError):
             engine.connect()
         (report,) = exhaustion_reports()
@@ -344,6 +346,10 @@ class TestExhaustion:
         assert by_session["statements"] == 2
         assert by_session["last_statement"] == "SELECT"
         assert by_core["session_id"] == ""
+        assert by_core["request_id"] == "r-2"
+        assert by_core["route"] == "/reports"
+        assert by_core["statements"] == 1
+        assert by_core["last_statement"] == "SELECT SELECT"  # its table is a query of its own
         for holder in report["holders"]:
             assert holder["taken_at"].startswith(__file__)
             name = "test_the_report_names_who_holds_what_since_where"

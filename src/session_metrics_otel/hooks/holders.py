@@ -9,6 +9,7 @@ from collections import deque
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from session_metrics_otel.binding import NOTHING_BOUND, current_binding
 from session_metrics_otel.catalog import OTHER
 from session_metrics_otel.series import Bounded
 
@@ -17,6 +18,8 @@ from .queries import summary_of_sent
 
 if TYPE_CHECKING:
     from sqlalchemy import Pool
+
+    from session_metrics_otel.binding import Binding
 
     from .observed_record import ObservedSessionMetrics
     from .places import Place
@@ -43,29 +46,57 @@ class Holder:
         since: ``time.perf_counter()`` at the checkout.
         place: Where in the application's code it was taken.
         session: The record of the session that uses it, or None: a Core connection.
+        statements: How many statements were sent without a session.
+        last_statement: The last of these: a compiled statement, or text; None before.
+        bound: The request that sent it.
     """
 
-    __slots__ = ("place", "session", "since")
+    __slots__ = ("bound", "last_statement", "place", "session", "since", "statements")
 
     # Set by whoever makes one, which is done for every checkout: no call of a constructor.
     since: float
     place: Place | None
     session: ObservedSessionMetrics | None
+    statements: int
+    last_statement: Any
+    bound: Binding
+
+    def sent(self, statement: Any) -> None:
+        """Take note of a statement that no session sent."""
+        self.statements = getattr(self, "statements", 0) + 1
+        self.last_statement = statement
+        self.bound = current_binding.get()
 
     def describe(self) -> dict[str, Any]:
         """What the report says of it."""
         session = self.session
+        if session is None:
+            bound = getattr(self, "bound", NOTHING_BOUND)
+            last = getattr(self, "last_statement", None)
+        else:
+            bound, last = session, session.last_statement
         return {
             "session_id": "" if session is None else session.session_id,
-            "request_id": "" if session is None else session.request_id,
-            "route": "" if session is None else session.route,
+            "request_id": bound.request_id,
+            "route": bound.route,
             "factory": "" if session is None else session.factory,
             "state": "" if session is None else session.state.value,
             "held_seconds": round(time.perf_counter() - self.since, 3),
-            "statements": 0 if session is None else session.query_count,
-            "last_statement": "" if session is None else summary_of_sent(session.last_statement),
+            "statements": getattr(self, "statements", 0)
+            if session is None
+            else session.query_count,
+            "last_statement": summary_of_sent(last),
             "taken_at": line_of(self.place),
         }
+
+
+def sent_without_session(connection: Any, statement: Any) -> None:
+    """Tell who holds the connection behind ``connection`` that it sent ``statement``."""
+    fairy = connection._dbapi_connection
+    holders: dict[Any, Holder] = getattr(fairy._pool, "holders", {})
+    holder = holders.get(fairy._connection_record)
+    if holder is not None:
+        holder.sent(statement)
 
 
 _reports: deque[dict[str, Any]] = deque(maxlen=KEPT_REPORTS)

@@ -17,6 +17,7 @@ from session_metrics_otel.catalog import SessionState
 from session_metrics_otel.faults import caught
 from session_metrics_otel.series import PENDING_LIMIT
 
+from .holders import sent_without_session
 from .servers import server_attributes
 from .statement_metrics import KEPT, series_of
 
@@ -70,6 +71,7 @@ class _ObservedContext:
         try:
             if record is None or record.transaction_began is None:
                 spans, self.record = self.core_spans, (record := None)
+                sent_without_session(self.root_connection, self.compiled or self.statement)
             else:
                 record._queries += 1
                 stage = record._stage
