@@ -1,18 +1,140 @@
-"""``make bench``: the figures in the README, measured on this machine."""
+"""``make bench``: every figure of the README and the docs, measured on this machine.
+
+It makes an environment for each SQLAlchemy, measures, prints the tables as Markdown and writes
+benchmarks/results.json, from which ``scripts/figures.py`` copies them into the documentation.
+``--quick`` measures less of each, and writes nothing.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import platform
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import record
-import session
-import sqlalchemy
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+
+import sampling  # noqa: E402
+from make_venv import make, read_pins  # noqa: E402
+from peers import EVERYWHERE, FEW, PEERS  # noqa: E402
+from single import SINGLE  # noqa: E402
+from works import ON_POSTGRESQL, WORKS  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RESULTS = ROOT / "benchmarks" / "results.json"
+SQLALCHEMYS = ("2.1.9", "2.0.58")
+# The newest there is of the usual instrumentation wants its siblings of the same day.
+PINS = {
+    "opentelemetry-api": "1.45.1",
+    "opentelemetry-instrumentation": "0.66b1",
+    "opentelemetry-instrumentation-sqlalchemy": "0.66b1",
+    "opentelemetry-sdk": "1.45.1",
+    "opentelemetry-semantic-conventions": "0.66b1",
+}
+
+
+def environment(version: str) -> Path:
+    """The interpreter of an environment with that SQLAlchemy, made where there is none."""
+    folder = ROOT / f".venv-bench-{version}"
+    python = folder / "bin" / "python"
+    pins = read_pins(ROOT / "constraints.txt") | PINS | {"sqlalchemy": version}
+    text = "".join(f"{name}=={pinned}\n" for name, pinned in pins.items())
+    made_of = folder / "made-of.txt"
+    if not made_of.exists() or made_of.read_text() != text:
+        print(f"Setting up {folder.name} ...", file=sys.stderr, flush=True)
+        constraints = ROOT / f".venv-bench-{version}.txt"
+        constraints.write_text(text)
+        make(folder, groups=["bench"], extras=[], constraints=constraints)
+        constraints.unlink()
+        made_of.write_text(text)
+    return python
+
+
+@contextmanager
+def postgresql() -> Iterator[Any]:
+    """A PostgreSQL of our own, or None where it is not installed."""
+    from servers.postgres_server import BINARIES, postgres_running
+
+    if not (BINARIES / "postgres").exists():
+        print("No PostgreSQL 15 here: its rows are left out.", file=sys.stderr)
+        yield None
+        return
+    with postgres_running() as server:
+        server.empty()
+        yield server
+
+
+def measure(*, quick: bool) -> dict[str, Any]:
+    """Everything: by SQLAlchemy, by work, by peer."""
+    generations, rounds = (1, 10) if quick else (3, 30)
+    found: dict[str, Any] = {
+        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
+        "works": {},
+        "single": {},
+    }
+    with postgresql() as server:
+        for version in SQLALCHEMYS:
+            python = environment(version)
+            for work in WORKS:
+                if (work in ON_POSTGRESQL and server is None) or (
+                    version != SQLALCHEMYS[0] and work != "session"
+                ):
+                    continue
+                peers = EVERYWHERE if work == "session" else FEW
+                if version.startswith("2.0"):
+                    peers = list(PEERS)
+                url = server.url(work, unix_socket=True) if work in ON_POSTGRESQL else ""
+                print(f"SQLAlchemy {version}: {work} ...", file=sys.stderr, flush=True)
+                measured = sampling.measure(
+                    python, work, peers, url, generations=generations, rounds=rounds
+                )
+                found["works"].setdefault(version, {})[work] = {
+                    peer: told._asdict() for peer, told in measured.items()
+                }
+    python = environment(SQLALCHEMYS[0])
+    for name in SINGLE:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        command = [str(python), str(ROOT / "benchmarks" / "single.py"), name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        found["single"][name] = json.loads(said.stdout)
+    return found
+
+
+def table(work: dict[str, dict[str, float]]) -> str:
+    """One work as a Markdown table."""
+    lines = ["| | µs | ratio | 95 % |", "|---|---|---|---|"]
+    lines += [
+        f"| {peer} | {told['us']:.0f} | {told['ratio']:.2f} | "
+        f"{told['low']:.2f} - {told['high']:.2f} |"
+        for peer, told in work.items()
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="measure less; write nothing")
+    args = parser.parse_args()
+    found = measure(quick=args.quick)
+    if not args.quick:
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(found["machine"])
+    for version, works in found["works"].items():
+        for work, measured in works.items():
+            print(f"\nSQLAlchemy {version}. {WORKS[work].__doc__}\n\n{table(measured)}")
+    for name, figures in found["single"].items():
+        print(f"\n{SINGLE[name].__doc__}\n")
+        for what, value in figures.items():
+            print(f"- {what}: {value:.2f}")
+
 
 if __name__ == "__main__":
-    print(f"Python {platform.python_version()}, SQLAlchemy {sqlalchemy.__version__}\n")
-    found = record.measure()
-    print(
-        f"{record.RECORDS} records created and read: plain dataclass {found['plain_ms']:.2f} ms, "
-        f"mirrored {found['mirrored_ms']:.2f} ms, ratio {found['ratio']:.2f}\n"
-    )
-    print(session.table())
+    main()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from . import catalog
@@ -141,7 +140,7 @@ def _read() -> Iterator[tuple[Metric, Labels, float]]:
         if record is not None:
             by_name.setdefault(record.name, []).append(record)
     for name, records in by_name.items():
-        minutes = fmean(record.average_session_duration_minutes for record in records)
+        minutes = sum(record.average_session_duration_minutes for record in records) / len(records)
         active = sum(record.active_sessions for record in records)
         memory = sum(record.memory_usage_mb for record in records)
         yield catalog.APPLICATION_SESSIONS, (name,), active

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 
 class SessionState(str, Enum):
@@ -95,7 +96,7 @@ class Metric:
     help: str
     buckets: tuple[float, ...] = ()
 
-    @property
+    @cached_property
     def prometheus_name(self) -> str:
         """The name of the family on ``/metrics``, ``_total`` included where it is a counter."""
         suffix = {"s": "_seconds", "By": "_bytes"}.get(self.unit, "")

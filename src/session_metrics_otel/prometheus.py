@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import accumulate
 from math import inf
 from typing import TYPE_CHECKING
@@ -57,31 +58,41 @@ def _family(metric: catalog.Metric) -> Metric:
     return Metric(name, metric.help, _TYPES[metric.kind])
 
 
-def _add(family: Metric, metric: catalog.Metric, values: Labels, value: Value) -> None:
-    labels = {
+@cache  # as many as there are series, and those are bounded
+def _labels(metric: catalog.Metric, values: Labels) -> dict[str, str]:
+    return {
         label_name(name): text for name, text in zip(metric.attributes, values, strict=True) if text
     }
+
+
+@cache
+def _bucket_labels(metric: catalog.Metric, values: Labels) -> list[dict[str, str]]:
+    labels = _labels(metric, values)
+    return [{**labels, "le": floatToGoString(bound)} for bound in (*metric.buckets, inf)]  # type: ignore[no-untyped-call]
+
+
+def _add(family: Metric, metric: catalog.Metric, values: Labels, value: Value) -> None:
     if isinstance(value, Distribution):
-        _add_distribution(family, metric, labels, value)
+        _add_distribution(family, metric, values, value)
     else:
-        family.add_sample(metric.prometheus_name, labels, value)
+        family.add_sample(metric.prometheus_name, _labels(metric, values), value)
 
 
 def _add_distribution(
-    family: Metric, metric: catalog.Metric, labels: dict[str, str], value: Distribution
+    family: Metric, metric: catalog.Metric, values: Labels, value: Distribution
 ) -> None:
     name = metric.prometheus_name
-    bounds = [floatToGoString(bound) for bound in (*metric.buckets, inf)]  # type: ignore[no-untyped-call]
+    buckets = _bucket_labels(metric, values)
     totals = list(accumulate(value.counts))
-    for index, (bound, total) in enumerate(zip(bounds, totals, strict=True)):
+    for index, (labels, total) in enumerate(zip(buckets, totals, strict=True)):
         kept = value.exemplars.get(index)
         exemplar = None
         if kept is not None:
             trail = {"trace_id": kept.trace_id, "span_id": kept.span_id}
             exemplar = Exemplar(trail, kept.value, kept.timestamp)
-        family.add_sample(f"{name}_bucket", {**labels, "le": bound}, total, exemplar=exemplar)
-    family.add_sample(f"{name}_count", labels, totals[-1])
-    family.add_sample(f"{name}_sum", labels, value.sum)
+        family.add_sample(f"{name}_bucket", labels, total, exemplar=exemplar)
+    family.add_sample(f"{name}_count", _labels(metric, values), totals[-1])
+    family.add_sample(f"{name}_sum", _labels(metric, values), value.sum)
 
 
 def register(registry: CollectorRegistry = REGISTRY) -> SessionCollector | None:

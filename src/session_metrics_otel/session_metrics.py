@@ -282,7 +282,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
             seconds = self.get_age_seconds() if started is None else perf_counter() - started
             total_time_ms = seconds * 1000
         self.total_time_ms = total_time_ms
-        self.closed_at = self.last_activity_at = _now(_utc)
+        self._date_closing()
         factory = stage.factory
         self.observe(factory.duration, total_time_ms / 1000)
         self.observe(factory.queries_per_session, self._queries)
@@ -291,6 +291,9 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
             mirror = self.span_mirror()
             if mirror is not None:
                 mirror.ended(self.span_attributes())
+
+    def _date_closing(self) -> None:
+        self.closed_at = self.last_activity_at = _now(_utc)
 
     def close(self) -> None:
         """Close the record (the older name of ``close_session``)."""
@@ -358,8 +361,10 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
             stage.live.pop(id(self), None)
         elif origin is _CLOSED:
             stage.live[id(self)] = _reference(self)
-        if self._mirror is not None:
-            mirror = self.span_mirror()
+        mirror = self._mirror
+        if mirror is not None:
+            if not isinstance(mirror, SpanMirror):
+                mirror = mirror()
             if mirror is not None:
                 mirror.moved(origin, target, self.span_attributes)
 
@@ -368,8 +373,10 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         histogram.add(value)
         if len(histogram.pending) > PENDING_LIMIT:
             histogram.fold_if_free()
-        if self._mirror is not None:
-            mirror = self.span_mirror()
+        mirror = self._mirror
+        if mirror is not None:
+            if not isinstance(mirror, SpanMirror):
+                mirror = mirror()
             exemplar = None if mirror is None else mirror.exemplar(value)
             if exemplar is not None:
                 histogram.exemplify(exemplar)
@@ -418,7 +425,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         """The span that changes are mirrored onto just now, or None."""
         mirror = self._mirror
         # A record kept by hand mirrors onto whatever span is current when it changes.
-        return current_mirror() if mirror is current_mirror else mirror  # type: ignore[return-value]
+        return mirror if mirror is None or isinstance(mirror, SpanMirror) else mirror()
 
     def _collected(self) -> None:
         stage = self._stage

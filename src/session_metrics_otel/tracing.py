@@ -32,6 +32,9 @@ SUPPRESSED = "suppress_instrumentation"
 _API_SUPPRESSED: str = getattr(api_context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESSED)
 
 
+_exemplar = tuple.__new__  # a named tuple's own is a Python function
+
+
 class SpanMirror:
     """Mirrors one record onto one span.
 
@@ -104,7 +107,7 @@ class SpanMirror:
         try:
             if self._ids is None:
                 self._ids = _ids_of(self.span)
-            return Exemplar(value, *self._ids, time()) if self._ids else None
+            return _exemplar(Exemplar, (value, *self._ids, time())) if self._ids else None
         except Exception as fault:  # noqa: BLE001
             caught("tracing", fault)
             return None

@@ -35,7 +35,6 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
         transaction_began: ``time.perf_counter()`` at the beginning of its transaction, if it is in
             one.
         statement_ended: The same at the end of its last statement; None while one is executed.
-        sent_at: The same at the sending of its last statement, or at its creation.
         last_statement: What it sent last: a compiled statement, or text.
         statement_spans: What its statements are traced with; None where they are not.
         repeats: Its count of statements of one shape; None where that is not asked for.
@@ -49,7 +48,6 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
         "last_statement",
         "repeats",
         "route",
-        "sent_at",
         "statement_ended",
         "statement_spans",
         "transaction_began",
@@ -63,7 +61,6 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
     last_statement: Any
     repeats: Any
     route: str
-    sent_at: float
     statement_ended: float | None
     statement_spans: Any
     transaction_began: float | None
@@ -94,13 +91,16 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
 
     @property
     def last_activity_at(self) -> datetime:
-        """When it was created, last sent a statement, was changed or was closed."""
+        """When it was created, last had an answer from the database, was changed or was closed."""
         closed = self.closed_at
         if closed is not None:
             return closed
-        sent = self.created_at + timedelta(seconds=self.sent_at - self._started)
+        last = self.statement_ended
+        if last is None:  # it waits for an answer just now, or has asked for nothing yet
+            last = self._started if self.transaction_began is None else perf_counter()
+        answered = self.created_at + timedelta(seconds=last - self._started)
         said = self._date("last_activity_at")
-        return sent if said is None else max(sent, said)
+        return answered if said is None else max(answered, said)
 
     @last_activity_at.setter
     def last_activity_at(self, value: datetime) -> None:
@@ -117,6 +117,9 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
     @closed_at.setter
     def closed_at(self, value: datetime | None) -> None:
         self._set_date("closed_at", value)
+
+    def _date_closing(self) -> None:
+        """Nothing: it follows from ``total_time_ms``."""
 
     def mirror_on(self, mirror: SpanMirror | None, statement_spans: Any) -> None:
         """Mirror onto this span from here on.

@@ -112,7 +112,7 @@ class Observer:
         record.request_id = bound.request_id
         record.user_id = bound.user_id
         record.route = bound.route
-        record._started = record.sent_at = perf_counter()
+        record._started = perf_counter()
         record._queries = record._transactions = record._errors = 0
         record.total_time_ms = 0.0
         record.last_error = record.last_statement = record.repeats = record._dates = None

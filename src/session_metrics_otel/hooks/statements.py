@@ -70,7 +70,7 @@ class _ObservedContext:
         self.record = record = getattr(self.root_connection, RECORD, None)
         try:
             if record is None or record.transaction_began is None:
-                spans, self.record = self.core_spans, (record := None)
+                spans, self.record = self.core_spans, None
                 sent_without_session(self.root_connection, self.compiled or self.statement)
             else:
                 record._queries += 1
@@ -87,9 +87,7 @@ class _ObservedContext:
                 self.started = spans.start(self, self.record, self.server)
         except Exception as fault:  # noqa: BLE001 - never the statement's trouble
             caught("statements", fault)
-        self.sent_at = now = perf_counter()
-        if record is not None:
-            record.sent_at = now
+        self.sent_at = perf_counter()
 
     def post_exec(self) -> None:
         ended = perf_counter()

@@ -1,0 +1,113 @@
+"""What is measured once in a process of its own: ``single.py NAME`` prints its figures as JSON."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import timeit
+import tracemalloc
+from statistics import median
+from typing import TYPE_CHECKING
+
+import record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LIVE = 10_000
+MANY = 100_000
+FINISHED = 20_000
+
+
+def the_record() -> dict[str, float]:
+    """1,000 records created and read, beside a plain dataclass of the same fields."""
+    return record.measure()
+
+
+def scrape() -> dict[str, float]:
+    """Milliseconds of a scrape, by factories and by live sessions."""
+    from prometheus_client import generate_latest
+
+    from session_metrics_otel import SessionMetrics, SessionState
+
+    found = {}
+    made: list[SessionMetrics] = []
+
+    def lived(factory: str) -> None:
+        one = SessionMetrics(factory=factory)
+        one.state = SessionState.ACTIVE
+        one.increment_query_count()
+        one.increment_transaction_count(outcome="committed")
+        one.close_session()
+
+    def ms() -> float:
+        return median(timeit.repeat(generate_latest, number=1, repeat=15)) * 1000
+
+    for factories in (1, 10, 100):
+        for number in range(factories):
+            lived(f"factory-{number}")
+        found[f"{factories} factories"] = ms()
+    made += [SessionMetrics(factory="factory-0") for _ in range(MANY)]
+    found[f"100 factories, {MANY} live sessions"] = ms()
+    return found
+
+
+def memory() -> dict[str, float]:
+    """Bytes that one live and one finished session cost beyond the bare session."""
+    from peers import BARE, METRICS, PEERS
+    from works import in_memory
+
+    found = {}
+    for name in (BARE, METRICS):
+        maker = in_memory(PEERS[name])
+        with maker() as session:
+            session.connection()
+        gc.collect()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        live = [maker() for _ in range(LIVE)]
+        found[f"live, {name}"] = (tracemalloc.get_traced_memory()[0] - before) / LIVE
+        for session in live:
+            session.close()
+        del live, session
+        for kept in (False, True):  # the first time tables grow to their size
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(FINISHED):
+                with maker() as session:
+                    session.connection()
+            gc.collect()
+            if kept:
+                grown = tracemalloc.get_traced_memory()[0] - before
+                found[f"finished, {name}"] = grown / FINISHED
+        tracemalloc.stop()
+    return {
+        "live session": found[f"live, {METRICS}"] - found[f"live, {BARE}"],
+        "finished session": found[f"finished, {METRICS}"] - found[f"finished, {BARE}"],
+    }
+
+
+def imports() -> dict[str, float]:
+    """Milliseconds that importing the package takes, once its dependencies are imported."""
+    code = (
+        "import time, sqlalchemy.orm, prometheus_client, opentelemetry.trace, "
+        "opentelemetry.context; began = time.perf_counter(); import session_metrics_otel; "
+        "print((time.perf_counter() - began) * 1000)"
+    )
+    taken = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)  # noqa: S603
+        for _ in range(9)
+    ]
+    return {"import": median(taken)}
+
+
+SINGLE: dict[str, Callable[[], dict[str, float]]] = {
+    "record": the_record,
+    "scrape": scrape,
+    "memory": memory,
+    "import": imports,
+}
+
+if __name__ == "__main__":
+    print(json.dumps(SINGLE[sys.argv[1]]()))
