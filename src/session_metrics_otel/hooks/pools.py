@@ -129,11 +129,15 @@ def _observed(  # noqa: C901 - one class
                     holder.place = place()
                     holder.session = None
             except Exception as fault:  # noqa: BLE001 - never the application's trouble
-                caught("pools", fault)
+                if type(self) is not kind:  # else another thread has given it back meanwhile
+                    caught("pools", fault)
             return fairy
 
         def _do_return_conn(self, record: Any) -> None:
-            holder = self.holders.pop(record, None)
+            try:
+                holder = self.holders.pop(record, None)
+            except AttributeError:  # given back meanwhile
+                holder = None
             if holder is not None:
                 try:
                     seconds = perf_counter() - holder.since
@@ -147,11 +151,11 @@ def _observed(  # noqa: C901 - one class
             kind._do_return_conn(self, record)
 
         def recreate(self) -> Any:
-            self.holders.replaced = True
-            return super().recreate()
+            vars(self).get("holders", _Holders()).replaced = True
+            return kind.recreate(self)
 
         def _should_wrap_creator(self, creator: Any) -> Any:
-            return _timed(super()._should_wrap_creator(creator), meter)
+            return _timed(kind._should_wrap_creator(self, creator), meter)
 
     ObservedPool.__name__ = kind.__name__
     ObservedPool.__qualname__ = kind.__qualname__
