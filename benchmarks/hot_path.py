@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,20 +36,23 @@ class Count(NamedTuple):
     Attributes:
         calls: Functions of ours that are called.
         instructions: Instructions of Python's virtual machine that these execute.
+        by_function: The same, by function.
     """
 
     calls: int
     instructions: int
+    by_function: dict[str, int]
 
 
 def count(run: Callable[[], object]) -> Count:
     """Count one call of ``run``, once everything is warm that can be."""
     for _ in range(WARM):
         run()
-    calls = instructions = 0
+    calls = 0
+    executed: Counter[str] = Counter()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal calls, instructions
+        nonlocal calls
         if event == "call":
             if not frame.f_code.co_filename.startswith(OURS):
                 return None
@@ -56,18 +60,20 @@ def count(run: Callable[[], object]) -> Count:
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
         elif event == "opcode":
-            instructions += 1
+            code = frame.f_code
+            executed[f"{Path(code.co_filename).stem}.{code.co_name}"] += 1
         return trace
 
     before = sys.gettrace()
     for _ in range(3):  # Python 3.12 reports instructions of code that was traced before
-        calls = instructions = 0
+        calls = 0
+        executed.clear()
         sys.settrace(trace)
         try:
             run()
         finally:
             sys.settrace(before)
-    return Count(calls, instructions)
+    return Count(calls, sum(executed.values()), dict(executed.most_common()))
 
 
 def measure() -> dict[str, Count]:
@@ -99,10 +105,10 @@ def grown(found: dict[str, Count]) -> list[str]:
 
 if __name__ == "__main__":
     found = measure()
-    for what, (calls, instructions) in found.items():
+    for what, (calls, instructions, _) in found.items():
         print(f"{what}: {calls} calls, {instructions} instructions")
     if "--write" in sys.argv:
         everything = kept() if KEPT.exists() else {}
-        everything[PYTHON] = {what: list(counted) for what, counted in found.items()}
+        everything[PYTHON] = {what: list(counted[:2]) for what, counted in found.items()}
         KEPT.write_text(json.dumps(dict(sorted(everything.items())), indent=1) + "\n")
     sys.exit("\n".join(grown(found)) or None)

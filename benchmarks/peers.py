@@ -5,6 +5,9 @@ A peer is a function that instruments an engine and the sessionmaker made for it
 
 from __future__ import annotations
 
+import atexit
+import os
+import tempfile
 import timeit
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 BARE = "SQLAlchemy alone"
 METRICS = "ours: all metrics"
+SAMPLED = "ours: all metrics, session and statement span sampled"
 
 
 class Discard(SpanExporter):
@@ -80,6 +84,41 @@ def by_hand(engine: Engine, maker: Any) -> None:
         seconds.labels("orders").observe(timeit.default_timer() - connection.info["started"])
 
 
+def empty_hooks(engine: Engine, maker: Any) -> None:
+    """The places where this package looks on, and nothing done there: the least it could cost."""
+    kind, pool, context = maker.class_, type(engine.pool), engine.dialect.execution_ctx_cls
+    made = kind.__init__
+
+    class Observed(kind):  # type: ignore[misc,valid-type]
+        def close(self) -> None:
+            kind.close(self)
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        self.__class__ = Observed
+        made(self, *args, **kwargs)
+
+    class Context(context):  # type: ignore[misc,valid-type]
+        def pre_exec(self) -> None:
+            pass
+
+        def post_exec(self) -> None:
+            pass
+
+    class Pool(pool):  # type: ignore[misc,valid-type]
+        def connect(self) -> Any:
+            return pool.connect(self)
+
+        def _do_return_conn(self, record: Any) -> None:
+            pool._do_return_conn(self, record)
+
+    kind.__init__ = __init__
+    event.listen(kind, "after_begin", lambda *_: None)
+    event.listen(kind, "after_commit", lambda _: None)
+    event.listen(engine, "handle_error", lambda _: None)
+    engine.dialect.execution_ctx_cls = Context
+    engine.pool.__class__ = Pool
+
+
 def ours(sampler: Sampler | None = None, **options: Any) -> Peer:
     """This package; with spans where a sampler is given."""
 
@@ -91,6 +130,14 @@ def ours(sampler: Sampler | None = None, **options: Any) -> Peer:
         session_metrics_otel.instrument(maker, name="orders", **options)
 
     return instrument
+
+
+def many_processes(engine: Engine, maker: Any) -> None:
+    """This package where each event is written to a file that other processes read."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder.name
+    ours(spans="off")(engine, maker)
 
 
 def usual(sampler: Sampler | None = None) -> Peer:
@@ -109,20 +156,22 @@ def usual(sampler: Sampler | None = None) -> Peer:
 PEERS: dict[str, Peer] = {
     BARE: bare,
     "listeners by hand, prometheus_client": by_hand,
+    "the hooks of ours, empty": empty_hooks,
     METRICS: ours(spans="off"),
     "ours: all metrics, no line of code in the report": ours(spans="off", holder_lines=False),
     "ours: all metrics, no tracer provider": ours(),
     "ours: all metrics, spans unsampled": ours(ALWAYS_OFF),
-    "ours: all metrics, session and statement span sampled": ours(ALWAYS_ON),
+    SAMPLED: ours(ALWAYS_ON),
     "ours: all metrics, session span sampled": ours(ALWAYS_ON, statement_spans=False),
+    "ours: all metrics, multi-process mode": many_processes,
     "opentelemetry-instrumentation-sqlalchemy, no SDK": usual(),
     "opentelemetry-instrumentation-sqlalchemy, 1 % sampled": usual(TraceIdRatioBased(0.01)),
     "opentelemetry-instrumentation-sqlalchemy, all sampled": usual(ALWAYS_ON),
 }
 """By the name that the tables have."""
 
-EVERYWHERE = list(PEERS)[:8]
+EVERYWHERE = list(PEERS)[:10]
 """Those that every SQLAlchemy takes."""
 
-FEW = [BARE, "listeners by hand, prometheus_client", METRICS, list(PEERS)[6]]
+FEW = [BARE, "listeners by hand, prometheus_client", METRICS, SAMPLED]
 """Those that are measured in every work."""

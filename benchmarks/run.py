@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
 import sampling  # noqa: E402
+from figures import single, table  # noqa: E402
 from make_venv import make, read_pins  # noqa: E402
 from peers import EVERYWHERE, FEW, PEERS  # noqa: E402
 from single import SINGLE  # noqa: E402
@@ -108,17 +109,6 @@ def measure(*, quick: bool) -> dict[str, Any]:
     return found
 
 
-def table(work: dict[str, dict[str, float]]) -> str:
-    """One work as a Markdown table."""
-    lines = ["| | µs | ratio | 95 % |", "|---|---|---|---|"]
-    lines += [
-        f"| {peer} | {told['us']:.0f} | {told['ratio']:.2f} | "
-        f"{told['low']:.2f} - {told['high']:.2f} |"
-        for peer, told in work.items()
-    ]
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="measure less; write nothing")
@@ -131,9 +121,7 @@ def main() -> None:
         for work, measured in works.items():
             print(f"\nSQLAlchemy {version}. {WORKS[work].__doc__}\n\n{table(measured)}")
     for name, figures in found["single"].items():
-        print(f"\n{SINGLE[name].__doc__}\n")
-        for what, value in figures.items():
-            print(f"- {what}: {value:.2f}")
+        print(f"\n{SINGLE[name].__doc__}\n\n{single(figures)}")
 
 
 if __name__ == "__main__":

@@ -102,11 +102,22 @@ def imports() -> dict[str, float]:
     return {"import": median(taken)}
 
 
+def instructions() -> dict[str, float]:
+    """Instructions of Python's virtual machine that a session of one statement runs in our code."""
+    import hot_path
+    from peers import METRICS, PEERS
+    from works import session
+
+    counted = hot_path.count(session(PEERS[METRICS], "").run)
+    return {**counted.by_function, "together": counted.instructions}
+
+
 SINGLE: dict[str, Callable[[], dict[str, float]]] = {
     "record": the_record,
     "scrape": scrape,
     "memory": memory,
     "import": imports,
+    "instructions": instructions,
 }
 
 if __name__ == "__main__":

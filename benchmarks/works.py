@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import create_engine, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import QueuePool, StaticPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +115,12 @@ def flush(peer: Peer, _: str) -> Work:
 
 def threads(peer: Peer, _: str) -> Work:
     """Eight threads with sessions of one statement, each on its own in-memory SQLite."""
-    engine = create_engine("sqlite://")  # a connection for each thread
+    engine = create_engine(
+        "sqlite://",
+        poolclass=QueuePool,
+        pool_size=THREADS,
+        connect_args={"check_same_thread": False},
+    )
     maker = sessionmaker(engine)
     peer(engine, maker)
     one = one_statement(maker)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hooks.conftest import Base, Order, Versioned
 from opentelemetry.sdk.trace import TracerProvider
-from reading import changes, counted, since_2_0_31
+from reading import changes, counted, since_2_0_31, value
 from sqlalchemy import text
 from sqlalchemy.exc import (
     DBAPIError,
@@ -542,6 +542,28 @@ class TestFlushes:
             session.commit()
             assert order.item == "tea"
         assert counted("orders")["queries"] == 1
+
+
+class TestEndsWithinEnds:
+    @pytest.mark.parametrize("spans", ["off", "span"])
+    def test_a_close_that_invalidates_is_one_end(self, engine, spans):
+        class Careful(Session):
+            def close(self):
+                self.invalidate()
+                super().close()
+
+        maker = sessionmaker(engine, class_=Careful)
+        provider = TracerProvider(shutdown_on_exit=False)
+        instrument(maker, name="careful", spans=spans, tracer_provider=provider)
+        with bind(route="/orders"), maker() as session:
+            session.execute(ONE)
+        uninstrument(maker)
+        ended = {"from_state": "closing", "to_state": "closed"}
+        labels = {"factory": "careful"}
+        assert value("sqlalchemy_session_state_transitions_total", **labels, **ended) == 1
+        assert value("sqlalchemy_session_transactions_total", **labels, outcome="closed") == 1
+        assert value("sqlalchemy_session_duration_seconds_count", **labels) == 1
+        assert value("sqlalchemy_route_sessions_total", **labels, http_route="/orders") == 1
 
 
 class TestBehaviourIsUnchanged:

@@ -93,10 +93,10 @@ class Holder:
 def sent_without_session(connection: Any, statement: Any) -> None:
     """Tell who holds the connection behind ``connection`` that it sent ``statement``."""
     fairy = connection._dbapi_connection
-    holders: dict[Any, Holder] = getattr(fairy._pool, "holders", {})
-    holder = holders.get(fairy._connection_record)
-    if holder is not None:
-        holder.sent(statement)
+    # With its first connection a dialect talks before any pool has it.
+    holders: dict[Any, Holder] | None = getattr(getattr(fairy, "_pool", None), "holders", None)
+    if holders is not None and fairy._connection_record in holders:
+        holders[fairy._connection_record].sent(statement)
 
 
 _reports: deque[dict[str, Any]] = deque(maxlen=KEPT_REPORTS)

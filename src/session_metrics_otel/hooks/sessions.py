@@ -48,11 +48,12 @@ def ending(kind: type[Any], name: str) -> Callable[[Any], None]:  # noqa: C901 -
             getattr(kind, name)(self)
             return
         try:
-            if record._mirror is None:
-                hit, record._stage = record._stage.moves[_CLOSING]
-                hit()
-            else:
+            stage = record._stage
+            if record._mirror is not None:
                 record.move(_CLOSING)
+            elif stage.state is not _CLOSING:
+                hit, record._stage = stage.moves[_CLOSING]
+                hit()
         except Exception as fault:  # noqa: BLE001
             caught("sessions", fault)
         try:
@@ -63,9 +64,11 @@ def ending(kind: type[Any], name: str) -> Callable[[Any], None]:  # noqa: C901 -
                 record.record_error(error)
             raise
         try:
+            stage = record._stage
+            if stage.state is _CLOSED:  # one way to end it has called another
+                return
             if record.transaction_began is not None:
                 record.ended_transaction("closed")
-            stage = record._stage
             if record._mirror is None and stage.state is _CLOSING:
                 seconds = perf_counter() - record._started
                 record.total_time_ms = seconds * 1000

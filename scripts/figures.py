@@ -1,0 +1,71 @@
+"""Copy the figures of ``make bench`` into the documentation, between the marks that ask for them.
+
+``<!-- figures: 2.1.9 session -->`` … ``<!-- end -->`` holds the table of a work on a SQLAlchemy;
+``<!-- figures: single record -->`` the figures of what is measured once. ``--check`` changes
+nothing, and fails where a page says something else than benchmarks/results.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/performance.md")
+MARKED = re.compile(r"(<!-- figures: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(work: dict[str, dict[str, float]]) -> str:
+    """One work as a Markdown table."""
+    lines = ["| | µs | ratio | 95 % |", "|---|---|---|---|"]
+    lines += [
+        f"| {peer} | {told['us']:.0f} | {told['ratio']:.2f} | "
+        f"{told['low']:.2f} - {told['high']:.2f} |"
+        for peer, told in work.items()
+    ]
+    return "\n".join(lines)
+
+
+def single(figures: dict[str, float]) -> str:
+    """What was measured once, as a Markdown table."""
+    lines = ["| | |", "|---|---|"]
+    lines += [
+        f"| {what} | {value:{'.2f' if value % 1 else '.0f'}} |" for what, value in figures.items()
+    ]
+    return "\n".join(lines)
+
+
+def filled(page: str, results: dict[str, Any]) -> str:
+    """``page`` with today's figures between its marks."""
+
+    def fill(found: re.Match[str]) -> str:
+        start, group, name, end = found.groups()
+        told = single(results["single"][name]) if group == "single" else None
+        return f"{start}{told or table(results['works'][group][name])}\n{end}"
+
+    return MARKED.sub(fill, page)
+
+
+def main() -> None:
+    """Fill the pages, or say which are not up to date."""
+    results = json.loads((ROOT / "benchmarks" / "results.json").read_text())
+    stale = []
+    for name in PAGES:
+        page = (ROOT / name).read_text()
+        now = filled(page, results)
+        if now != page:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                (ROOT / name).write_text(now)
+    if stale and "--check" in sys.argv:
+        sys.exit(
+            f"{', '.join(stale)}: not the figures of benchmarks/results.json. "
+            "Run python scripts/figures.py."
+        )
+
+
+if __name__ == "__main__":
+    main()
