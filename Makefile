@@ -6,7 +6,7 @@ SHELL := /bin/bash
 DEV := .venv/bin
 DEMO := .venv-demo/bin
 
-.PHONY: help demo test check servers bench matrix constraints clean
+.PHONY: help demo test check servers bench dashboards matrix constraints clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -29,6 +29,9 @@ servers: .venv/ready  ## Tests against a real Prometheus, Jaeger and PostgreSQL
 bench: .venv/ready  ## The figures in the README, measured here
 	@test -f benchmarks/run.py || { echo "benchmarks/run.py is not there yet"; exit 1; }
 	$(DEV)/python benchmarks/run.py $(ARGS)
+
+dashboards: .venv/ready  ## Write grafana/dashboards and grafana/rules from grafana/generate
+	$(DEV)/python -m grafana.generate
 
 matrix:  ## Tests on Python 3.10-3.13 x SQLAlchemy 2.0 and 2.1, and on the oldest versions supported
 	@$(PYTHON) scripts/matrix.py $(ARGS)

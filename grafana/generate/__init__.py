@@ -1,0 +1,1 @@
+"""The dashboards and rules, as code: ``make dashboards`` writes what users load."""

@@ -1,0 +1,46 @@
+"""Write the dashboards and rules: ``python -m grafana.generate`` (or ``--check``: say what is stale)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+from .fleet import FLEET
+from .pools import POOLS
+from .routes import ROUTES
+from .rules import rules
+from .sessions import SESSIONS
+
+HOME = Path(__file__).resolve().parent.parent
+BOARDS = (SESSIONS, POOLS, ROUTES, FLEET)
+RULES = "rules/session-metrics.yaml"
+
+
+def files() -> dict[str, str]:
+    """What is to be in each file, by its path under grafana/."""
+    encoder = JSONEncoder(sort_keys=True, indent=2)
+    made = {f"dashboards/{board.uid}.json": encoder.encode(board.build()) for board in BOARDS}
+    return {
+        **{path: text + "\n" for path, text in made.items()},
+        RULES: yaml.safe_dump(rules(), sort_keys=False, width=100),
+    }
+
+
+def main() -> None:
+    """Write them, or with ``--check`` fail where one is not what would be written."""
+    stale = []
+    for path, text in files().items():
+        file = HOME / path
+        if not file.exists() or file.read_text() != text:
+            stale.append(path)
+            if "--check" not in sys.argv:
+                file.write_text(text)
+    if stale and "--check" in sys.argv:
+        sys.exit(f"{', '.join(stale)}: not what the code makes. Run make dashboards.")
+
+
+if __name__ == "__main__":
+    main()

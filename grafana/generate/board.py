@@ -1,0 +1,101 @@
+"""A dashboard: its variables, its links to the others, its rows of panels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.models import dashboard
+
+from .panel import DATASOURCE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .panel import Panel
+
+TAG = "session-metrics"
+
+JOB = 'job=~"$job"'
+INSTANCE = f'{JOB},instance=~"$instance"'
+FACTORY = f'{INSTANCE},factory=~"$factory"'
+POOL = f'{INSTANCE},db_client_connection_pool_name=~"$pool"'
+RATE = "$__rate_interval"
+
+VARIABLES = {
+    "job": "label_values(sqlalchemy_session_peak, job)",
+    "instance": f"label_values(sqlalchemy_session_peak{{{JOB}}}, instance)",
+    "factory": f"label_values(sqlalchemy_session_peak{{{INSTANCE}}}, factory)",
+    "pool": f"label_values(sqlalchemy_pools{{{INSTANCE}}}, db_client_connection_pool_name)",
+}
+"""What can be chosen, by name: Grafana's query for the choices."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """One dashboard.
+
+    Attributes:
+        uid: Its id, and the name of its file.
+        title: Its title.
+        says: What it is for.
+        variables: Which of ``VARIABLES`` it has.
+        rows: Panels by the title of their row.
+    """
+
+    uid: str
+    title: str
+    says: str
+    variables: Sequence[str]
+    rows: Mapping[str, Sequence[Panel]]
+
+    def panels(self) -> list[Panel]:
+        """All its panels."""
+        return [panel for row in self.rows.values() for panel in row]
+
+    def build(self) -> dashboard.Dashboard:
+        """The dashboard for Grafana."""
+        made = (
+            builders.Dashboard(self.title)
+            .uid(self.uid)
+            .description(self.says)
+            .tags([TAG])
+            .time("now-1h", "now")
+            .refresh("30s")
+            .timezone("browser")
+            .tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
+            .link(
+                builders.DashboardLink("Session metrics")
+                .type(dashboard.DashboardLinkType.DASHBOARDS)
+                .tags([TAG])
+                .as_dropdown(True)  # noqa: FBT003 - the builder's own
+                .include_vars(True)  # noqa: FBT003
+                .keep_time(True)  # noqa: FBT003
+            )
+            .with_variable(
+                builders.DatasourceVariable("datasource").label("Data source").type("prometheus")
+            )
+        )
+        for name in self.variables:
+            made = made.with_variable(_variable(name))
+        for title, panels in self.rows.items():
+            made = made.with_row(builders.Row(title))
+            for panel in panels:
+                made = made.with_panel(panel.build())
+        return made.build()
+
+
+def _variable(name: str) -> Any:
+    return (
+        builders.QueryVariable(name)
+        .label(name.capitalize())
+        .query(VARIABLES[name])
+        .datasource(DATASOURCE)
+        .refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(dashboard.VariableSort.ALPHABETICAL_ASC)
+        .multi(True)  # noqa: FBT003 - the builder's own
+        .include_all(True)  # noqa: FBT003
+        .all_value(".*")
+        .current(dashboard.VariableOption(selected=True, text="All", value="$__all"))
+    )

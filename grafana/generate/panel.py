@@ -1,0 +1,146 @@
+"""A panel, in the few words that ours need, and what Grafana makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from grafana_foundation_sdk.builders import common as common_builders
+from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.builders import heatmap, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.models import common, dashboard
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
+GREEN, AMBER, RED = "green", "orange", "red"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One PromQL expression.
+
+    Attributes:
+        expr: The expression, with Grafana's variables in it.
+        legend: What its series are called.
+    """
+
+    expr: str
+    legend: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel.
+
+    Attributes:
+        title: Its title.
+        says: What it shows, what a bad value looks like, and what to do then.
+        queries: What it asks.
+        kind: ``time``, ``stat``, ``heatmap`` or ``table``.
+        unit: Grafana's name of the unit.
+        width: Of 24.
+        steps: Thresholds: colour by the value it begins at, the first at None.
+        quiet: Whether it is empty where all is well: its data are faults.
+        low: The axis begins here.
+        high: The axis ends here, as a rule.
+        stacked: Whether series lie on one another.
+        empty: What is said where there is no data.
+    """
+
+    title: str
+    says: str
+    queries: Sequence[Query]
+    kind: str = "time"
+    unit: str = "short"
+    width: int = 8
+    steps: Sequence[tuple[str, float | None]] = ()
+    quiet: bool = False
+    low: float | None = 0
+    high: float | None = None
+    stacked: bool = False
+    empty: str = "no data"
+
+    def build(self) -> Any:
+        """The panel for Grafana."""
+        made = _KINDS[self.kind](self)
+        made = (
+            made.title(self.title)
+            .description(self.says)
+            .datasource(DATASOURCE)
+            .span(self.width)
+            .height(8)
+            .unit(self.unit)
+            .no_value(self.empty)
+        )
+        if self.low is not None and self.kind != "table":
+            made = made.min(self.low)
+        if self.high is not None:
+            made = made.max(self.high)
+        if self.steps:
+            steps = [dashboard.Threshold(value=value, color=color) for color, value in self.steps]
+            made = made.thresholds(
+                builders.ThresholdsConfig().mode(dashboard.ThresholdsMode.ABSOLUTE).steps(steps)
+            )
+        for letter, query in zip("ABCDEF", self.queries, strict=False):
+            made = made.with_target(self._target(letter, query))
+        return made
+
+    def _target(self, letter: str, query: Query) -> Any:
+        made = (
+            prometheus.Dataquery()
+            .datasource(DATASOURCE)
+            .expr(query.expr)
+            .legend_format(query.legend)
+            .ref_id(letter)
+        )
+        if self.kind in ("stat", "table"):
+            made = made.instant()
+        else:
+            made = made.range().exemplar("_bucket" in query.expr)
+        formats = {"heatmap": PromQueryFormat.HEATMAP, "table": PromQueryFormat.TABLE}
+        return made.format(formats.get(self.kind, PromQueryFormat.TIME_SERIES))
+
+
+def _time(panel: Panel) -> Any:
+    made = timeseries.Panel().fill_opacity(10).show_points(common.VisibilityMode.NEVER)
+    if panel.stacked:
+        stacking = common_builders.StackingConfig().mode(common.StackingMode.NORMAL)
+        made = made.stacking(stacking).fill_opacity(40)
+    if panel.steps:
+        style = common_builders.GraphThresholdsStyleConfig().mode(
+            common.GraphThresholdsStyleMode.DASHED
+        )
+        made = made.thresholds_style(style)
+    return made.legend(
+        common_builders.VizLegendOptions()
+        .display_mode(common.LegendDisplayMode.LIST)
+        .placement(common.LegendPlacement.BOTTOM)
+        .show_legend(True)  # noqa: FBT003 - the builder's own
+    )
+
+
+def _stat(_: Panel) -> Any:
+    return (
+        stat.Panel()
+        .color_mode(common.BigValueColorMode.BACKGROUND)
+        .graph_mode(common.BigValueGraphMode.NONE)
+        .reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]))
+    )
+
+
+def _heatmap(_: Panel) -> Any:
+    return (
+        heatmap.Panel()
+        .calculate(False)  # noqa: FBT003 - the buckets are Prometheus's
+        .color(heatmap.HeatmapColorOptions().scheme("Oranges").steps(64))
+    )
+
+
+def _table(_: Panel) -> Any:
+    return table.Panel()
+
+
+_KINDS = {"time": _time, "stat": _stat, "heatmap": _heatmap, "table": _table}

@@ -1,0 +1,151 @@
+"""Recording rules, which dashboards of fleets are built on, and alerts.
+
+Recorded series are named ``level:metric:operations`` (Prometheus, "Recording rules"). The success
+rate burns its budget by several windows at once (Google, The Site Reliability Workbook, chapter 5):
+a fast burn is told in minutes, a slow one in hours, and both end when the trouble does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+GROUP = "session-metrics"
+RUNBOOKS = "docs/runbooks"
+BUDGET = 0.001
+"""Creations that may fail: the objective is 99.9 %."""
+
+_CREATIONS = "sqlalchemy_session_creations_total"
+_POOL = "job, instance, db_client_connection_pool_name"
+
+
+def _success(window: str) -> str:
+    return f"job_factory:sqlalchemy_session_creation_success:ratio_rate{window}"
+
+
+SUCCESS_5M = _success("5m")
+FILL = "job_instance_pool:db_client_connection_used:ratio"
+WAIT_P95 = "job:db_client_connection_wait_time_seconds:p95_rate5m"
+ERRORS = "job:sqlalchemy_session_errors:rate5m"
+OPEN = "job:sqlalchemy_sessions:sum"
+TIMEOUTS = "job:db_client_connection_timeouts:rate5m"
+LEAKS = "job:sqlalchemy_session_leaks:rate5m"
+CLOSED = "job:sqlalchemy_session_closed:rate5m"
+
+
+def _success_expr(window: str) -> str:
+    return (
+        f'sum by (job, factory) (rate({_CREATIONS}{{outcome="success"}}[{window}])) '
+        f'/ sum by (job, factory) (rate({_CREATIONS}{{outcome=~"success|failure"}}[{window}]))'
+    )
+
+
+RECORDED = {
+    **{_success(window): _success_expr(window) for window in ("5m", "30m", "1h", "6h")},
+    FILL: f'sum by ({_POOL}) (db_client_connection_count{{db_client_connection_state="used"}}) '
+    f"/ sum by ({_POOL}) (db_client_connection_max)",
+    WAIT_P95: "histogram_quantile(0.95, sum by (job, le) "
+    "(rate(db_client_connection_wait_time_seconds_bucket[5m])))",
+    ERRORS: "sum by (job) (rate(sqlalchemy_session_errors_total[5m]))",
+    OPEN: "sum by (job) (sqlalchemy_sessions)",
+    TIMEOUTS: "sum by (job) (rate(db_client_connection_timeouts_total[5m]))",
+    LEAKS: "sum by (job) (rate(sqlalchemy_session_leaks_total[5m]))",
+    CLOSED: "sum by (job) (rate(sqlalchemy_session_duration_seconds_count[5m]))",
+}
+
+
+def _burns(factor: float, long: str, short: str) -> str:
+    limit = f"{factor:g} * {BUDGET:g}"
+    return f"(1 - {_success(long)}) > ({limit}) and (1 - {_success(short)}) > ({limit})"
+
+
+def _alert(name: str, expr: str, severity: str, summary: str, *, wait: str = "") -> dict[str, Any]:
+    made: dict[str, Any] = {"alert": name, "expr": expr}
+    if wait:
+        made["for"] = wait
+    made["labels"] = {"severity": severity}
+    made["annotations"] = {"summary": summary, "runbook_url": f"{RUNBOOKS}/{name}.md"}
+    return made
+
+
+ALERTS = [
+    _alert(
+        "SessionCreationFailingFast",
+        _burns(14.4, "1h", "5m"),
+        "page",
+        "Sessions of {{ $labels.factory }} in {{ $labels.job }} have no connection: the month's "
+        "budget of failures is gone in two days at this rate.",
+    ),
+    _alert(
+        "SessionCreationFailingSlowly",
+        _burns(6, "6h", "30m"),
+        "ticket",
+        "Sessions of {{ $labels.factory }} in {{ $labels.job }} fail to be created now and then: "
+        "the month's budget is gone in five days at this rate.",
+    ),
+    _alert(
+        "ConnectionPoolNearLimit",
+        f"{FILL} > 0.9",
+        "ticket",
+        "{{ $labels.db_client_connection_pool_name }} of {{ $labels.instance }} has been over 90 % "
+        "in use for five minutes.",
+        wait="5m",
+    ),
+    _alert(
+        "ConnectionPoolTimeouts",
+        "sum by (job, instance, db_client_connection_pool_name) "
+        "(increase(db_client_connection_timeouts_total[5m])) > 0",
+        "page",
+        "Requests gave up waiting for {{ $labels.db_client_connection_pool_name }} of "
+        "{{ $labels.instance }}; its log names who holds the connections.",
+    ),
+    _alert(
+        "SessionLeaks",
+        "sum by (job, factory, reason) (increase(sqlalchemy_session_leaks_total[15m])) > 0",
+        "ticket",
+        "Sessions of {{ $labels.factory }} in {{ $labels.job }} leak ({{ $labels.reason }}); the "
+        "log says where they were made.",
+        wait="15m",
+    ),
+    _alert(
+        "SessionsIdleInTransaction",
+        'sum by (job, instance, factory) (sqlalchemy_sessions{state="idle"}) > 0',
+        "ticket",
+        "Sessions of {{ $labels.factory }} in {{ $labels.instance }} keep a transaction open and "
+        "send nothing.",
+        wait="5m",
+    ),
+    _alert(
+        "SessionErrorSpike",
+        f"{ERRORS} / {CLOSED} > 0.05 and {ERRORS} > 3 * avg_over_time({ERRORS}[1h] offset 10m)",
+        "ticket",
+        "More than one in twenty sessions of {{ $labels.job }} has an error: three times the last "
+        "hour's mean.",
+        wait="5m",
+    ),
+    _alert(
+        "SessionTelemetryGone",
+        "count by (job) (sqlalchemy_session_peak offset 15m) "
+        "unless count by (job) (sqlalchemy_session_peak)",
+        "ticket",
+        "{{ $labels.job }} had session metrics a quarter of an hour ago and has none now.",
+        wait="5m",
+    ),
+    _alert(
+        "SessionTelemetryFaults",
+        "sum by (job, component) (increase(sqlalchemy_session_telemetry_faults_total[1h])) > 0",
+        "ticket",
+        "The instrumentation itself failed in {{ $labels.job }} ({{ $labels.component }}); the "
+        "application is not touched, some of its numbers may be.",
+    ),
+]
+
+
+def rules() -> dict[str, Any]:
+    """The file of rules, as Prometheus takes it."""
+    recorded = [{"record": name, "expr": expr} for name, expr in RECORDED.items()]
+    return {
+        "groups": [
+            {"name": f"{GROUP}.recorded", "rules": recorded},
+            {"name": f"{GROUP}.alerts", "rules": ALERTS},
+        ]
+    }

@@ -1,0 +1,226 @@
+"""The first dashboard: are sessions being created, and what becomes of them?"""
+
+from __future__ import annotations
+
+from .board import FACTORY, RATE, Board
+from .panel import AMBER, GREEN, RED, Panel, Query
+
+
+def _creations(by: str = "", window: str = RATE) -> str:
+    """The success rate of creation: successes over successes and failures."""
+    rate = f"rate(sqlalchemy_session_creations_total{{{FACTORY},outcome{{}}}}[{window}])"
+    group = f" by ({by})" if by else ""
+    success = rate.replace("{}", '="success"')
+    tried = rate.replace("{}", '=~"success|failure"')
+    return f"sum{group} ({success}) / sum{group} ({tried})"
+
+
+def _quantile(q: float, metric: str) -> str:
+    return f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket{{{FACTORY}}}[{RATE}])))"
+
+
+def _sum(metric: str, by: str) -> str:
+    return f"sum by ({by}) (rate({metric}{{{FACTORY}}}[{RATE}]))"
+
+
+_SUCCESS = [(RED, None), (AMBER, 0.99), (GREEN, 0.999)]
+_DO = "See failures by error type, then the dashboard Pools and statements."
+
+SESSIONS = Board(
+    uid="session-metrics-sessions",
+    title="SQLAlchemy sessions",
+    says="Are sessions being created, what becomes of them, and which are left open?",
+    variables=("job", "instance", "factory"),
+    rows={
+        "Creation": [
+            Panel(
+                "Session creation success rate",
+                "Of the sessions that asked for a first connection, how many had one, over the time "
+                f"shown. Below 99.9 % users see errors. {_DO}",
+                [Query(_creations(window="$__range"))],
+                kind="stat",
+                unit="percentunit",
+                width=6,
+                steps=_SUCCESS,
+                empty="no session was created",
+            ),
+            Panel(
+                "Success rate over time, by factory",
+                f"A dip is an outage of the database or an exhausted pool. {_DO}",
+                [Query(_creations("factory"), "{{factory}}")],
+                unit="percentunit",
+                width=10,
+                steps=_SUCCESS,
+                low=None,
+                high=1,
+            ),
+            Panel(
+                "Success rate by instance",
+                "One instance below the others is its own trouble: its pool, its network. All below "
+                "is the database's.",
+                [Query(_creations("instance"), "{{instance}}")],
+                unit="percentunit",
+                steps=_SUCCESS,
+                low=None,
+                high=1,
+            ),
+            Panel(
+                "Failed creations by error type",
+                "TimeoutError is an exhausted pool: look who holds the connections. OperationalError "
+                "is the database's refusal. Nothing here is what one wants.",
+                [
+                    Query(
+                        "sum by (error_type) (rate(sqlalchemy_session_creations_total"
+                        f'{{{FACTORY},outcome="failure"}}[{RATE}])) > 0',
+                        "{{error_type}}",
+                    )
+                ],
+                unit="cps",
+                quiet=True,
+                empty="no failures",
+            ),
+            Panel(
+                "Creations by outcome",
+                "Success, failure, and unused: closed having done nothing. Many unused are sessions "
+                "opened for requests that need none; they cost nothing of the pool.",
+                [Query(_sum("sqlalchemy_session_creations_total", "outcome"), "{{outcome}}")],
+                unit="cps",
+                stacked=True,
+            ),
+            Panel(
+                "Time to the first connection",
+                "From a session's creation to its first connection. Growth is waiting for the pool or "
+                "slow connecting; but work done before the first statement counts as well.",
+                [
+                    Query(_quantile(0.5, "sqlalchemy_session_creation_duration_seconds"), "median"),
+                    Query(_quantile(0.95, "sqlalchemy_session_creation_duration_seconds"), "95 %"),
+                ],
+                unit="s",
+            ),
+        ],
+        "Sessions": [
+            Panel(
+                "Open sessions by state",
+                "What open sessions do. A growing active or idle band is sessions that are not given "
+                "back; error ones hold a connection until they are rolled back or closed.",
+                [Query(f"sum by (state) (sqlalchemy_sessions{{{FACTORY}}})", "{{state}}")],
+                stacked=True,
+                width=12,
+            ),
+            Panel(
+                "Oldest open session",
+                "A line that only climbs is a session that is never closed: the watchdog's report "
+                "says where it was made. Batch jobs may be long on purpose.",
+                [
+                    Query(
+                        f"max by (factory) (sqlalchemy_session_oldest_age_seconds{{{FACTORY}}})",
+                        "{{factory}}",
+                    )
+                ],
+                unit="s",
+                width=6,
+                steps=[(GREEN, None), (RED, 300)],
+            ),
+            Panel(
+                "Most open at once",
+                "Since each process started. Near the pool's limit, requests wait at peak times.",
+                [Query(f"max by (factory) (sqlalchemy_session_peak{{{FACTORY}}})", "{{factory}}")],
+                width=6,
+            ),
+            Panel(
+                "Duration of sessions",
+                "From creation to close. A second band that appears is work held across something "
+                "slow. The dots are exemplars: each opens the trace of a session in that bucket.",
+                [
+                    Query(
+                        "sum by (le) (rate(sqlalchemy_session_duration_seconds_bucket"
+                        f"{{{FACTORY}}}[{RATE}]))",
+                        "{{le}}",
+                    )
+                ],
+                kind="heatmap",
+                unit="s",
+                width=12,
+                low=None,
+            ),
+            Panel(
+                "Leaks by reason",
+                "Sessions overdue, idle in their transaction, or collected unclosed while they held a "
+                "connection. Anything lasting here empties the pool: the log names the line.",
+                [
+                    Query(
+                        "sum by (reason) (increase(sqlalchemy_session_leaks_total"
+                        f"{{{FACTORY}}}[{RATE}])) > 0",
+                        "{{reason}}",
+                    )
+                ],
+                width=12,
+                quiet=True,
+                empty="no leaks",
+            ),
+        ],
+        "Work": [
+            Panel(
+                "Transactions by outcome",
+                "Committed, rolled back, or closed with neither, as reading sessions are all day. A "
+                "rise of rolled_back is errors or requests given up.",
+                [Query(_sum("sqlalchemy_session_transactions_total", "outcome"), "{{outcome}}")],
+                unit="cps",
+                stacked=True,
+            ),
+            Panel(
+                "Duration of transactions, 95 %",
+                "Long transactions hold locks and connections. Look at the slowest outcome first.",
+                [
+                    Query(
+                        "histogram_quantile(0.95, sum by (le, outcome) (rate("
+                        f"sqlalchemy_session_transaction_duration_seconds_bucket{{{FACTORY}}}"
+                        f"[{RATE}])))",
+                        "{{outcome}}",
+                    )
+                ],
+                unit="s",
+            ),
+            Panel(
+                "Statements per session",
+                "A 95 % line that climbs with the data is an N+1 query: turn repeated_statements on, "
+                "and the span of the session names the statement.",
+                [
+                    Query(_quantile(0.5, "sqlalchemy_session_queries_per_session"), "median"),
+                    Query(_quantile(0.95, "sqlalchemy_session_queries_per_session"), "95 %"),
+                ],
+            ),
+            Panel(
+                "Errors by type",
+                "Exceptions from the database inside sessions. IntegrityError is often the caller's; "
+                "OperationalError is the database's or the network's.",
+                [Query(_sum("sqlalchemy_session_errors_total", "error_type"), "{{error_type}}")],
+                unit="cps",
+                quiet=True,
+                empty="no errors",
+            ),
+            Panel(
+                "Objects written",
+                "ORM objects inserted, updated and deleted by flushes.",
+                [Query(_sum("sqlalchemy_session_entities_total", "operation"), "{{operation}}")],
+                unit="cps",
+            ),
+            Panel(
+                "Optimistic lock failures and repeated statements",
+                "Flushes refused as the row had changed: contention on the same rows. Sessions that "
+                "sent one statement over and over: N+1 queries.",
+                [
+                    Query(
+                        _sum("sqlalchemy_session_optimistic_lock_failures_total", "factory"),
+                        "lock failures, {{factory}}",
+                    ),
+                    Query(
+                        _sum("sqlalchemy_session_repeated_statements_total", "factory"),
+                        "repeated, {{factory}}",
+                    ),
+                ],
+                unit="cps",
+            ),
+        ],
+    },
+)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from grafana.expressions import (
+    DASHBOARDS,
+    GRAFANA,
+    Expression,
+    of_dashboard,
+    of_rules,
+    of_runbook,
+    panels,
+    rules,
+    unknown_names,
+)
+
+RUNBOOKS = sorted((GRAFANA.parent / "docs" / "runbooks").glob("*.md"))
+ALL = [
+    *(found for file in DASHBOARDS for found in of_dashboard(file)),
+    *of_rules(),
+    *(found for page in RUNBOOKS for found in of_runbook(page)),
+]
+OLDEST_PANELS = {"timeseries", "stat", "heatmap", "table"}
+"""Panels that Grafana 9.4 has as they are used here."""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="grafana-foundation-sdk takes Python 3.11")
+def test_what_is_committed_is_what_the_code_makes():
+    pytest.importorskip("grafana_foundation_sdk")
+    import importlib.util
+
+    # By its path: `grafana` is the name of this folder of tests as well.
+    home = GRAFANA / "generate"
+    spec = importlib.util.spec_from_file_location(
+        "generate", home / "__init__.py", submodule_search_locations=[str(home)]
+    )
+    sys.modules["generate"] = importlib.util.module_from_spec(spec)
+    files = importlib.import_module("generate.__main__").files()
+    committed = {path: (GRAFANA / path).read_text() for path in files}
+    assert committed == files
+    assert {path for path in files if path.startswith("dashboards/")} == {
+        f"dashboards/{file.name}" for file in DASHBOARDS
+    }
+
+
+@pytest.mark.parametrize("expression", ALL, ids=lambda found: found.where)
+def test_every_name_is_in_the_catalogue(expression: Expression):
+    assert unknown_names(expression.text) == set()
+
+
+@pytest.mark.parametrize(
+    ("expression", "unknown"),
+    [
+        ("sum(rate(sqlalchemy_session_creation_total[5m]))", {"sqlalchemy_session_creation_total"}),
+        ('sqlalchemy_sessions{status="active"}', {"status"}),
+        ('sqlalchemy_sessions{outcome="success"}', {"outcome"}),
+        ("sum by (route) (sqlalchemy_sessions)", {"route"}),
+        ("job:sqlalchemy_sessions:max", {"job:sqlalchemy_sessions:max"}),
+        ('sqlalchemy_sessions{factory="sqlalchemy_x"}', set()),
+    ],
+)
+def test_a_name_that_is_not_there_is_found(expression, unknown):
+    assert unknown_names(expression) == unknown
+
+
+@pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
+class TestDashboard:
+    def test_each_panel_says_what_a_bad_value_is(self, file: Path):
+        for panel in panels(file):
+            assert len(panel["description"]) > 20, panel["title"]
+            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+            assert panel["fieldConfig"]["defaults"]["noValue"], panel["title"]
+
+    def test_it_loads_in_the_oldest_grafana(self, file: Path):
+        assert {panel["type"] for panel in panels(file)} <= OLDEST_PANELS
+
+    def test_its_choices_have_all_and_its_data_source_is_chosen(self, file: Path):
+        source, *choices = json.loads(file.read_text())["templating"]["list"]
+        assert (source["type"], source["query"]) == ("datasource", "prometheus")
+        for choice in choices:
+            assert choice["includeAll"]
+            assert choice["allValue"] == ".*"
+            assert unknown_names(choice["query"].removeprefix("label_values")) == set()
+        for panel in panels(file):
+            assert panel["datasource"]["uid"] == "${datasource}"
+
+    def test_it_leads_to_the_others(self, file: Path):
+        (link,) = json.loads(file.read_text())["links"]
+        assert link["tags"] == ["session-metrics"]
+        assert json.loads(file.read_text())["tags"] == ["session-metrics"]
+
+
+def test_each_alert_has_a_runbook_with_a_query_and_what_to_do():
+    alerts = {rule["alert"]: rule for rule in rules() if "alert" in rule}
+    assert sorted(alerts) == [page.stem for page in RUNBOOKS]
+    for name, rule in alerts.items():
+        page = GRAFANA.parent / rule["annotations"]["runbook_url"]
+        assert page.read_text().startswith(f"# {name}\n")
+        assert of_runbook(page)
+        assert "\n## Do\n" in page.read_text()
