@@ -206,20 +206,31 @@ SESSIONS = Board(
                 unit="cps",
             ),
             Panel(
-                "Optimistic lock failures and repeated statements",
-                "Flushes refused as the row had changed: contention on the same rows. Sessions that "
-                "sent one statement over and over: N+1 queries.",
+                "Optimistic lock failures",
+                "Flushes refused as the row had changed: contention on the same rows.",
                 [
                     Query(
                         _sum("sqlalchemy_session_optimistic_lock_failures_total", "factory"),
-                        "lock failures, {{factory}}",
-                    ),
-                    Query(
-                        _sum("sqlalchemy_session_repeated_statements_total", "factory"),
-                        "repeated, {{factory}}",
-                    ),
+                        "{{factory}}",
+                    )
                 ],
                 unit="cps",
+                width=12,
+            ),
+            Panel(
+                "Sessions with repeated statements",
+                "Sessions that sent one statement over and over: N+1 queries, where repeated_statements is "
+                "on. The session's span names the statement.",
+                [
+                    Query(
+                        _sum("sqlalchemy_session_repeated_statements_total", "factory"),
+                        "{{factory}}",
+                    )
+                ],
+                unit="cps",
+                width=12,
+                quiet=True,
+                empty="none, or not looked for",
             ),
         ],
     },
