@@ -132,6 +132,14 @@ def ours(sampler: Sampler | None = None, **options: Any) -> Peer:
     return instrument
 
 
+def without_sessions(engine: Engine, _: Any) -> None:
+    """This package's hooks on pools and statements, and none on sessions."""
+    from session_metrics_otel.hooks import pools, statements
+
+    pools.hook(engine)
+    statements.hook(engine)
+
+
 def many_processes(engine: Engine, maker: Any) -> None:
     """This package where each event is written to a file that other processes read."""
     folder = tempfile.TemporaryDirectory()
@@ -158,6 +166,7 @@ PEERS: dict[str, Peer] = {
     "listeners by hand, prometheus_client": by_hand,
     "the hooks of ours, empty": empty_hooks,
     METRICS: ours(spans="off"),
+    "ours: pools and statements alone": without_sessions,
     "ours: all metrics, no line of code in the report": ours(spans="off", holder_lines=False),
     "ours: all metrics, no tracer provider": ours(),
     "ours: all metrics, spans unsampled": ours(ALWAYS_OFF),
@@ -170,7 +179,7 @@ PEERS: dict[str, Peer] = {
 }
 """By the name that the tables have."""
 
-EVERYWHERE = list(PEERS)[:10]
+EVERYWHERE = list(PEERS)[:11]
 """Those that every SQLAlchemy takes."""
 
 FEW = [BARE, "listeners by hand, prometheus_client", METRICS, SAMPLED]

@@ -95,3 +95,29 @@ def test_help_names_the_commands():
         [*DEMO[:-1], "--help"], capture_output=True, text=True, timeout=60, check=True
     )
     assert "run an order service under traffic" in done.stdout
+
+
+def test_starving_a_pool_prints_who_holds_its_connections():
+    printed = subprocess.run(
+        [*DEMO, "--starve"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert printed.stderr == ""
+    holders = [line.split("; ") for line in printed.stdout.splitlines() if " s: " in line]
+    assert [what.split(" s: ")[1].partition(" (")[0][:7] for what, _ in holders] == [
+        "session",
+        "session",
+        "a conne",
+    ]
+    said = "\n".join(what for what, _ in holders)
+    for expected in (
+        "(orders, active), request request-1, route POST /orders, 2 statements, last INSERT orders",
+        "(orders, active), request request-2, route GET /orders/{id}, 2 statements, last SELECT",
+        "without a session, request request-3, route GET /export, 1 statements, last SELECT",
+    ):
+        assert expected in said
+    assert [where.rpartition(" in ")[2] for _, where in holders] == [
+        "_calls_another_service",
+        "_forgets_to_close",
+        "_exports",
+    ]
+    assert "QueuePool limit of size 3 overflow 0 reached" in printed.stdout

@@ -19,6 +19,7 @@ from opentelemetry import trace
 from prometheus_client import REGISTRY, start_http_server
 
 from .order_service import OrderService, QuietHandler, ThreadingServer
+from .starve import starve
 
 if TYPE_CHECKING:
     import argparse
@@ -59,11 +60,19 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="0: any free")
     parser.add_argument("--truth", type=Path, help="write the service's own counts here as JSON")
     parser.add_argument("--seed", type=int, help="make the traffic the same each time")
+    parser.add_argument(
+        "--starve",
+        action="store_true",
+        help="starve a pool on purpose instead, print the report that names the holders, and stop",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the demo until its time is up, or Ctrl-C or SIGTERM."""
+    if options.starve:
+        starve()
+        return
     random.seed(options.seed)
     provider = _send_spans()
     stop = threading.Event()

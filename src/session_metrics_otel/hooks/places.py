@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 Place = tuple[CodeType, int]
 """A code object and an instruction in it: two things that exist anyway."""
 
-_INSIDE = (str(Path(sqlalchemy.__file__).parent), str(Path(__file__).parent.parent))
+_OURS = Path(__file__).parent.parent
+_INSIDE = (str(Path(sqlalchemy.__file__).parent), str(_OURS))
+_APPLICATIONS = str(_OURS / "cli")  # the demo is one
 
 # Files by whether they are SQLAlchemy's or ours: a frame's file name is looked up, not compared.
 _is_inside: dict[str, bool] = {}
@@ -108,5 +110,6 @@ def _is_code_inside(frame: Any) -> bool:
     file = frame.f_code.co_filename
     if file.startswith("<"):  # made when it ran: SQLAlchemy makes wrappers in no named module
         return str(frame.f_globals.get("__name__", "sqlalchemy")).startswith("sqlalchemy")
-    _is_inside[file] = inside = bool(file.startswith(_INSIDE))
+    inside = file.startswith(_INSIDE) and not file.startswith(_APPLICATIONS)
+    _is_inside[file] = inside
     return inside
