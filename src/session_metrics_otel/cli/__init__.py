@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import demo
+from . import demo, doctor, export
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,5 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo.add_to(commands)
+    export.add_to(commands)
+    doctor.add_to(commands)
     options = parser.parse_args(arguments)
     options.run(options)

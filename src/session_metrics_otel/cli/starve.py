@@ -37,7 +37,11 @@ def starve() -> None:
     orders = sessionmaker(engine)
     instrument(orders, name="orders")
     print(f"A pool of {CONNECTIONS} connections. Three requests take one each and keep it:\n")
-    held = [_calls_another_service(orders), _forgets_to_close(orders), _exports(engine)]
+    held: list[Session | Connection] = [
+        _calls_another_service(orders),
+        _forgets_to_close(orders),
+        _exports(engine),
+    ]
     time.sleep(HELD)
     print(f"A fourth asks for one, and waits {PATIENCE} s. What the log says then:\n")
     with bind(request_id="request-4", route="GET /orders"), orders() as session:

@@ -1,0 +1,110 @@
+"""``dashboards export`` and ``rules export``: what Grafana and Prometheus load."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import session_metrics_otel
+from session_metrics_otel.catalog import CATALOG, Kind
+
+if TYPE_CHECKING:
+    import argparse
+
+_PACKAGE = Path(session_metrics_otel.__file__).parent
+# In a wheel they lie inside the package; in a checkout, beside src/.
+_HOMES = (_PACKAGE / "grafana", _PACKAGE.parents[1] / "grafana")
+
+
+def add_to(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the commands to the command line."""
+    _add(
+        commands,
+        "dashboards",
+        "Grafana dashboards (Grafana 9.4 and newer)",
+        "Then import them in Grafana, or let a dashboard provider read DIR.",
+        export_dashboards,
+    ).add_argument(
+        "--datasource", help="the name of the Prometheus data source that is chosen at first"
+    )
+    _add(
+        commands,
+        "rules",
+        "Prometheus recording rules and alerts",
+        "Then name the file under rule_files in prometheus.yml.",
+        export_rules,
+    )
+
+
+def _add(
+    commands: argparse._SubParsersAction[Any], name: str, what: str, then: str, run: Any
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=f"export {what}", description=f"Export {what}.")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    export: argparse.ArgumentParser = actions.add_parser(
+        "export", help="write them into a folder", description=f"Write {what} to DIR.", epilog=then
+    )
+    export.add_argument("folder", metavar="DIR", type=Path, help="made where it is not there")
+    export.add_argument("--job", help="the scrape job of your services: nothing else is looked at")
+    export.set_defaults(run=run)
+    return export
+
+
+def export_dashboards(options: argparse.Namespace) -> None:
+    """Write the dashboards to a folder."""
+    for file in _files("dashboards", "*.json"):
+        board = json.loads(file.read_text())
+        for variable in board["templating"]["list"]:
+            if variable["name"] == "datasource" and options.datasource:
+                _choose(variable, options.datasource)
+            if variable["name"] == "job" and options.job:
+                _choose(variable, options.job)
+        _write(options.folder, file.name, json.dumps(board, indent=2) + "\n")
+
+
+def export_rules(options: argparse.Namespace) -> None:
+    """Write the rules to a folder."""
+    for file in _files("rules", "*.yaml"):
+        text = file.read_text()
+        _write(options.folder, file.name, of_job(text, options.job) if options.job else text)
+
+
+def of_job(rules: str, job: str) -> str:
+    """``rules`` with every series that is scraped restricted to ``job``."""
+    names = sorted(
+        f"{metric.prometheus_name}{suffix}"
+        for metric in CATALOG
+        for suffix in (("_count", "_sum", "_bucket") if metric.kind is Kind.HISTOGRAM else ("",))
+    )
+    matcher = f"job={json.dumps(job)}"
+    series = re.compile(rf"(?<![\w:])({'|'.join(names)})(?![\w:])(\{{)?")
+
+    def restrict(found: re.Match[str]) -> str:
+        name, brace = found.groups()
+        return f"{name}{{{matcher}," if brace else f"{name}{{{matcher}}}"
+
+    return series.sub(restrict, rules)
+
+
+def _choose(variable: dict[str, Any], value: str) -> None:
+    variable["current"] = {"selected": True, "text": value, "value": value}
+
+
+def _files(kind: str, pattern: str) -> list[Path]:
+    for home in _HOMES:
+        found = sorted((home / kind).glob(pattern))
+        if found:
+            return found
+    sys.exit(f"No {kind} are in this installation ({_PACKAGE}). Install the wheel again.")
+
+
+def _write(folder: Path, name: str, text: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    except OSError as refusal:
+        sys.exit(f"Cannot write to {folder} ({refusal}). Give a folder that can be written to.")
+    print(folder / name)

@@ -1,0 +1,50 @@
+"""``dashboards export`` and ``rules export``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from session_metrics_otel.cli import main
+
+GRAFANA = Path(__file__).parents[2] / "grafana"
+
+
+def test_dashboards_as_they_are(tmp_path, capsys):
+    main(["dashboards", "export", str(tmp_path / "new")])
+    written = {file.name: json.loads(file.read_text()) for file in (tmp_path / "new").iterdir()}
+    kept = (GRAFANA / "dashboards").glob("*.json")
+    assert written == {file.name: json.loads(file.read_text()) for file in kept}
+    assert capsys.readouterr().out.splitlines() == [
+        str(tmp_path / "new" / f"session-metrics-{name}.json")
+        for name in ("fleet", "pools", "routes", "sessions")
+    ]
+
+
+def test_dashboards_with_a_data_source_and_a_job_chosen(tmp_path):
+    main(["dashboards", "export", str(tmp_path), "--datasource", "Main", "--job", "shop"])
+    for file in tmp_path.iterdir():
+        variables = json.loads(file.read_text())["templating"]["list"]
+        chosen = {variable["name"]: variable["current"]["value"] for variable in variables[:2]}
+        assert chosen == {"datasource": "Main", "job": "shop"}
+
+
+def test_rules_as_they_are_and_for_one_job(tmp_path):
+    main(["rules", "export", str(tmp_path)])
+    (kept,) = (GRAFANA / "rules").glob("*.yaml")
+    assert (tmp_path / kept.name).read_text() == kept.read_text()
+    main(["rules", "export", str(tmp_path), "--job", "shop"])
+    text = (tmp_path / kept.name).read_text()
+    assert 'sum by (job) (sqlalchemy_sessions{job="shop"})' in text
+    assert 'db_client_connection_count{job="shop",db_client_connection_state="used"}' in text
+    assert "sum by (job, instance, db_client_connection_pool_name)" in text
+    assert "job:sqlalchemy_session_errors:rate5m / job:sqlalchemy_session_closed:rate5m" in text
+
+
+@pytest.mark.parametrize("what", ["dashboards", "rules"])
+def test_a_folder_that_cannot_be_written_to_is_an_error_that_says_so(tmp_path, what):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=f"Cannot write to {tmp_path / 'file'}"):
+        main([what, "export", str(tmp_path / "file")])
