@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 from prometheus_client import CollectorRegistry, values
@@ -241,7 +242,7 @@ class TestWithoutAFile:
         find = Group.find
 
         def collects(group):
-            if group is other._group:
+            if group is other.group:
                 one.hit()
             return find(group)
 
@@ -249,6 +250,29 @@ class TestWithoutAFile:
         other.hit()
         assert read(folder, TOTAL, factory="orders") == 1
         assert read(folder, TOTAL, factory="customers") == 1
+
+    def test_nobody_waits_for_another_who_is_given_a_place(self, folder, files, monkeypatch):
+        slow, quick = tally(files), tally(files, "customers")
+        find = Group.find
+        begun, go_on = threading.Event(), threading.Event()
+
+        def waits(group):
+            if group is slow.group:
+                begun.set()
+                assert go_on.wait(30)
+            return find(group)
+
+        monkeypatch.setattr(Group, "find", waits)
+        thread = threading.Thread(target=slow.hit)
+        thread.start()
+        assert begun.wait(30)
+        quick.hit()  # while the other holds the lock
+        assert read(folder, TOTAL, factory="customers") is None
+        assert quick.read() == 1
+        go_on.set()
+        thread.join()
+        assert read(folder, TOTAL, factory="customers") == 1
+        assert read(folder, TOTAL, factory="orders") == 1
 
     @pytest.mark.usefixtures("eager_switching")
     def test_nothing_is_lost_when_a_place_is_found_while_threads_count(self, folder, files, faults):

@@ -134,22 +134,23 @@ class FactoryLedger:
         unused = origin is self.created and target in _ENDING
         return ("unused" if unused else "success", "")
 
-    def show(self) -> None:
-        """Show what every factory has, at 0 before its first event."""
-        for series in (
+    @property
+    def standing(self) -> tuple[Tally | Histogram, ...]:
+        """The series that it has from its first session on."""
+        return (
             self.queries,
             self.flushes,
             self.optimistic_lock_failures,
             self.creation_duration,
             self.duration,
             self.queries_per_session,
-        ):
-            series.read()
+        )
 
     def raise_peak(self, live: int) -> None:
         """Note that ``live`` sessions are open at once; called only when that is a new peak."""
         with self._lock:
             self.peak = max(self.peak, live)
+        self._kept.raise_peak(self)
 
     def fold(self) -> None:
         """Put into the buckets what its sessions have measured at their beginning and end."""
@@ -204,9 +205,11 @@ class FactoryLedger:
     def rest(self, record: Any, since: float) -> None:
         """Say that ``record``, which is active, has sent nothing since ``since``."""
         with self._resting_lock:
-            if id(record) not in self.resting:
+            known = id(record) in self.resting
+            if not known:
                 self.resting[id(record)] = Rest(weakref.ref(record), since)
-                self.stages[SessionState.ACTIVE].moves[SessionState.IDLE][0]()
+        if not known:
+            self.stages[SessionState.ACTIVE].moves[SessionState.IDLE][0]()
 
     def rests(self, record: Any) -> bool:
         """Whether ``record`` is idle still."""
@@ -219,12 +222,15 @@ class FactoryLedger:
 
     def wake(self) -> None:
         """Count back those that are idle no more."""
+        woken = 0
         with self._resting_lock:
             for key, rest in list(self.resting.items()):
                 record = rest.record()
                 gone = record is None or not self._holds(rest, record)
                 if gone and self.resting.pop(key, None) is not None:
-                    self.stages[SessionState.IDLE].moves[SessionState.ACTIVE][0]()
+                    woken += 1
+        for _ in range(woken):
+            self.stages[SessionState.IDLE].moves[SessionState.ACTIVE][0]()
 
     def readings(self) -> Iterator[tuple[Metric, Labels, float]]:
         """What the chart and the register of live sessions say, as (metric, labels, value)."""

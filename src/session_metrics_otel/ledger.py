@@ -77,8 +77,11 @@ class Ledger:
         if not isinstance(found, Tally):
             with self._lock:
                 found = self._series.get((metric, labels))
-                if found is None:
+                new = found is None
+                if new:
                     found = self._series[metric, labels] = self.kept.tally(metric, labels)
+            if new:
+                self.kept.show(metric, found)
         return found  # type: ignore[return-value]
 
     def histogram(self, metric: Metric, *labels: str) -> Histogram:
@@ -87,10 +90,13 @@ class Ledger:
         if not isinstance(found, Histogram):
             with self._lock:
                 found = self._series.get((metric, labels))
-                if found is None:
+                new = found is None
+                if new:
                     found = self.kept.histogram(metric, labels)
                     found.listeners = tuple(make(metric, labels) for make in self._hearers)
                     self._series[metric, labels] = found
+            if new:
+                self.kept.show(metric, found)
         return found  # type: ignore[return-value]
 
     def listen(self, make: Hearer) -> Callable[[], None]:

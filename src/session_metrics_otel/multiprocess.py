@@ -15,7 +15,7 @@ import sys
 import threading
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from prometheus_client import multiprocess, values
 from prometheus_client.utils import floatToGoString
@@ -46,7 +46,8 @@ class InFiles:
     def __init__(self) -> None:
         self._files = ValueFiles(_complain, self._begin)
         self._pulse: _Pulse | None = None
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._at_work = False
         self._read_gauges: Callable[[], Iterable[tuple[Metric, Labels, float]]] = tuple
         self._gauges: dict[tuple[Metric, Labels], Group] = {}
         self._forget: Callable[[], object] = list
@@ -54,18 +55,31 @@ class InFiles:
 
     def tally(self, metric: Metric, labels: Labels) -> Tally:
         """The count of one series."""
-        return SharedTally(_shown(Group(self._files, Sample(metric, labels))))
+        return SharedTally(Group(self._files, Sample(metric, labels)))
 
     def histogram(self, metric: Metric, labels: Labels) -> Histogram:
         """The distribution of one series."""
         bounds = (floatToGoString(bound) for bound in (*metric.buckets, inf))  # type: ignore[no-untyped-call]
         buckets = (Sample(metric, labels, "_bucket", bound) for bound in bounds)
         group = Group(self._files, *buckets, Sample(metric, labels, "_sum"))
-        return SharedHistogram(metric.buckets, _shown(group))
+        return SharedHistogram(metric.buckets, group)
+
+    def show(self, metric: Metric, series: Any) -> None:
+        """Have a new series in its file, at 0: a rate needs it there before its first event.
+
+        A factory's are shown with its first session. And to count a fault may be one itself: that
+        has to end somewhere.
+        """
+        if metric.attributes[0] not in {"factory", "component"}:
+            series.group.open()
 
     def live(self, factory: FactoryLedger) -> Live:
         """The register of a factory's open sessions."""
         return Live(self._files, factory)
+
+    def raise_peak(self, factory: FactoryLedger) -> None:
+        """Write the most sessions that a factory had open at once."""
+        cast("Live", factory.live).raise_peak(factory.peak)
 
     def move(
         self, factory: FactoryLedger, origin: SessionState, target: SessionState, *creation: str
@@ -119,15 +133,19 @@ class InFiles:
         group.view[group.at[0]] = value
 
     def _begin(self) -> None:
-        with self._lock:
-            if self._pulse is None:
+        self._at_work = True
+        # Who forks holds the lock, and goes on with this afterwards.
+        if self._pulse is None and self._lock.acquire(blocking=False):
+            new = self._pulse is None
+            if new:
                 self._pulse = _Pulse(self._write_gauges)
                 self._pulse.begin()
-                if "multiprocessing.util" in sys.modules:
-                    # Its children run no atexit.
-                    from multiprocessing.util import Finalize
+            self._lock.release()
+            if new and "multiprocessing.util" in sys.modules:
+                # Its children run no atexit.
+                from multiprocessing.util import Finalize
 
-                    Finalize(None, self._end, exitpriority=-100)
+                Finalize(None, self._end, exitpriority=-100)
 
     # A fork takes no thread along, and what another thread was at stays as it was: so none of ours
     # is there meanwhile, and nobody is inside prometheus_client on our behalf. Nor is a session
@@ -143,13 +161,14 @@ class InFiles:
 
     def _after_in_parent(self) -> None:
         self._go_on()
-        if self._pulse is not None:
+        if self._at_work:
             self._pulse = _Pulse(self._write_gauges)
             self._pulse.begin()
         self._lock.release()
 
     def _after_in_child(self) -> None:
         self._pulse = None
+        self._at_work = False
         self._files.leave_to_parent()
         self._forget()
         self._go_on()
@@ -190,14 +209,6 @@ class _Pulse:
     def end(self) -> None:
         self._stop.set()
         self._thread.join()
-
-
-def _shown(group: Group) -> Group:
-    # A rate needs a series that was there at 0 before its first event. A factory's are shown with
-    # its first session; and to count a fault may be one itself, that has to end somewhere.
-    if group.samples[0].metric.attributes[0] not in {"factory", "component"}:
-        group.open()
-    return group
 
 
 _told: Callable[[str, Exception], None] | None = None

@@ -165,9 +165,15 @@ class InProcess:
         """The distribution of one series."""
         return Histogram(metric.buckets)
 
+    def show(self, metric: Metric, series: Any) -> None:
+        """Nothing to do: whoever reads finds it."""
+
     def live(self, factory: FactoryLedger) -> dict[int, weakref.ref[Any]]:  # noqa: ARG002
         """The register of a factory's open sessions."""
         return {}
+
+    def raise_peak(self, factory: FactoryLedger) -> None:
+        """Nothing to do: whoever reads finds it."""
 
     def move(
         self,

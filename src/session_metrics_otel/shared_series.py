@@ -7,7 +7,7 @@ shows: prometheus_client's collector adds up, and works out nothing.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from . import catalog
 from .catalog import OTHER, SessionState
@@ -27,15 +27,15 @@ _CREATED = _NUMBER[SessionState.CREATED]
 class SharedTally(Tally):
     """A count that only rises, in a file."""
 
-    __slots__ = ("_group",)
+    __slots__ = ("group",)
 
     def __init__(self, group: Group) -> None:
         super().__init__()
-        self._group = group
+        self.group = group
         self.hit = self._hit
 
     def _hit(self) -> None:
-        group = self._group
+        group = self.group
         try:
             group.view[group.at[0]] += 1.0
         except ValueError:
@@ -44,7 +44,7 @@ class SharedTally(Tally):
 
     def add(self, amount: float) -> None:
         """Add more than one at a time; a negative or zero amount changes nothing."""
-        group = self._group
+        group = self.group
         if amount > 0:
             try:
                 group.view[group.at[0]] += amount
@@ -54,8 +54,7 @@ class SharedTally(Tally):
 
     def read(self) -> float:
         """The total of this process so far."""
-        self._group.open()
-        return float(self._group.view[self._group.at[0]])
+        return self.group.read()[0]
 
     def forget(self) -> None:
         """Nothing to forget: a child writes to a file of its own."""
@@ -118,9 +117,10 @@ class Move(Tally):
         self._here += 1
         if self._creates:
             counted.view[counted.at[1]] += 1.0
+        view, at = states.view, states.at
+        view[at[self._less]] -= 1.0
         if self._more is not None:
-            states.view[states.at[self._more]] += 1.0
-        states.view[states.at[self._less]] -= 1.0
+            view[at[self._more]] += 1.0
 
     def read(self) -> float:
         """How often this process counted it."""
@@ -134,32 +134,33 @@ class Move(Tally):
 class SharedHistogram(Histogram):
     """A distribution of measurements, in a file: none is ever pending."""
 
-    __slots__ = ("_group",)
+    __slots__ = ("group",)
 
     def __init__(self, bounds: tuple[float, ...], group: Group) -> None:
         super().__init__(bounds)
-        self._group = group
+        self.group = group
         self.add = self.observe
 
     def observe(self, value: float) -> None:
         """Add a measurement."""
         bucket = bisect_left(self._bounds, value)
-        group = self._group
+        group = self.group
+        view, at = group.view, group.at
         try:
-            group.view[group.at[bucket]] += 1.0
+            view[at[bucket]] += 1.0
         except ValueError:
             group.open()
             group.at_work()
-            group.view[group.at[bucket]] += 1.0
-        group.view[group.at[-1]] += value
-        for listener in self.listeners:
-            listener([value], self.exemplars)
+            view, at = group.view, group.at
+            view[at[bucket]] += 1.0
+        view[at[-1]] += value
+        if self.listeners:
+            for listener in self.listeners:
+                listener([value], self.exemplars)
 
     def read(self) -> Distribution:
         """Everything that this process observed."""
-        self._group.open()
-        view = self._group.view
-        *counts, total = (view[at] for at in self._group.at)
+        *counts, total = self.group.read()
         return Distribution([int(count) for count in counts], total, dict(self.exemplars))
 
     def forget(self) -> None:
@@ -176,6 +177,7 @@ class Live(dict[int, "weakref.ref[Any]"]):
         name = factory.name
         self.states = Group(files, *(Sample(catalog.SESSIONS, (name, state)) for state in _NUMBER))
         self._peak = Group(files, Sample(catalog.SESSION_PEAK, (name,)))
+        self._register = super().__setitem__
         # A rate needs a series that was there at 0 before its first event.
         self._outcomes = Group(files, *(
             Sample(catalog.SESSION_CREATIONS, (name, *outcome))
@@ -184,18 +186,19 @@ class Live(dict[int, "weakref.ref[Any]"]):
 
     def __setitem__(self, key: int, reference: weakref.ref[Any]) -> None:
         """Register a session that was just created, or opened again."""
-        super().__setitem__(key, reference)
-        live = float(len(self))
-        states, peak = self.states, self._peak
+        self._register(key, reference)
+        states = self.states
         try:
-            # A call of max() would let another thread in.
-            if peak.view[peak.at[0]] < live:  # noqa: PLR1730
-                peak.view[peak.at[0]] = live
             states.view[states.at[_CREATED]] += 1.0
         except ValueError:
-            for group in (peak, states, self._outcomes):
+            for group in (states, self._outcomes):
                 group.open()
-            self._factory.show()
+            for series in self._factory.standing:
+                cast("SharedTally | SharedHistogram", series).group.open()
             states.at_work()
-            peak.view[peak.at[0]] = max(peak.view[peak.at[0]], live)
             states.view[states.at[_CREATED]] += 1.0
+
+    def raise_peak(self, peak: int) -> None:
+        """Write the most that were open at once."""
+        self._peak.open()
+        self._peak.view[self._peak.at[0]] = peak

@@ -109,6 +109,13 @@ class Group:
             return False
         return True
 
+    def read(self) -> list[float]:
+        """What they are at, in this process."""
+        if not self.is_open:
+            return [0.0] * len(self.samples)
+        view, at = self.view, self.at
+        return [view[index] for index in at]
+
     def find(self) -> tuple[str, tuple[int, ...]]:
         """The file that prometheus_client has put them in, and where they are there."""
         if self._values:
@@ -123,78 +130,79 @@ class Group:
 class ValueFiles:
     """The files of this process.
 
+    Nobody waits here for anybody: a session may be collected, and come to count, inside any call at
+    all, with any lock held. Who finds another at work counts in memory, and leaves it to that one
+    to put it into the file.
+
     Args:
         complain: Told of each fault: a directory that is not there, or cannot be written.
         at_work: Called where an event is the first of its series.
 
     Attributes:
-        lock: Held while places are given.
+        lock: Held while places are given; by one who has nobody wait for him.
     """
 
     def __init__(self, complain: Callable[[Exception], None], at_work: Callable[[], None]) -> None:
         self._complain = complain
         self.at_work = at_work
-        # Reentrant: a session that is collected while it is held may count as it goes.
-        self.lock = threading.RLock()
-        self._placing = False
+        self.lock = threading.Lock()
         self._maps: dict[str, memoryview[float]] = {}
         self._views: list[memoryview[float]] = []
-        self._homeless: list[Group] = []
+        self._memory: dict[Group, memoryview[float]] = {}
         self._put_off: list[Group] = []
-        self._placed_gauges: list[Group] = []
+        self._gauges: list[Group] = []
         self._retired = False
 
     def place(self, group: Group) -> None:
         """Give ``group`` its places: in its file, or in memory for as long as that is not to be."""
+        if group.is_open:
+            return
         fault = None
-        with self.lock:
-            known = group in self._homeless
-            if group.is_open and not known:
-                return
-            if self._placing or _inside_prometheus_client():
-                self._put_off.append(group)
-            else:
-                fault = self._place_in_files(group)
-            if not group.is_open:
-                self._place_here(group)
-        if fault is not None and not known:
+        if not _inside_prometheus_client() and self.lock.acquire(blocking=False):
+            fault = self._place(group)
+            self.lock.release()
+        if not group.is_open:
+            self._place_in_memory(group)
+        if fault is None:
+            self.settle()
+        else:
             self._complain(fault)
 
-    def _place_in_files(self, group: Group) -> Exception | None:
-        self._placing = True
-        try:
-            self._place_in_file(group)
-            while self._put_off:  # by whoever came to count meanwhile, in this same thread
-                self._place_in_file(self._put_off.pop())
-        except Exception as fault:  # noqa: BLE001 - never the session's trouble
-            return fault
-        finally:
-            self._placing = False
-        return None
+    def settle(self) -> None:
+        """Put into the files what is counted in memory, where that can be done."""
+        if self._put_off and not _inside_prometheus_client() and self.lock.acquire(blocking=False):
+            for _ in range(len(self._put_off)):
+                group = self._put_off.pop(0)
+                if self._place(group) is not None:
+                    self._put_off.insert(0, group)
+                    break
+            self.lock.release()
 
     def leave_to_parent(self) -> None:
         """Let go of all places: what is counted in a child belongs in a file of its own."""
-        for view in self._views:
+        for view in (*self._views, *self._memory.values()):
             view.release()
         self._views.clear()
         self._maps.clear()
-        self._homeless.clear()
+        self._memory.clear()
         self._put_off.clear()
-        self._placed_gauges.clear()
+        self._gauges.clear()
 
     def retire_gauges(self) -> None:
         """Put every gauge to 0; from here on they are written nowhere."""
         with self.lock:
             self._retired = True
-            for group in self._placed_gauges:
+            for group in self._gauges:
                 view, group.view = group.view, memoryview(bytearray(group.view.nbytes)).cast("d")
                 for index in group.at:
                     view[index] = 0.0
 
-    def settle(self) -> None:
-        """Try again for those that have no place in a file."""
-        for group in list(self._homeless):
-            group.open()
+    def _place(self, group: Group) -> Exception | None:
+        try:
+            self._place_in_file(group)
+        except Exception as fault:  # noqa: BLE001 - never the session's trouble
+            return fault
+        return None
 
     def _place_in_file(self, group: Group) -> None:
         is_gauge = group.samples[0].metric.kind in (Kind.UP_DOWN_COUNTER, Kind.GAUGE)
@@ -203,25 +211,27 @@ class ValueFiles:
         _ask_for_room()
         name, at = group.find()
         view = self._map(name, max(at))
-        if is_gauge:
-            self._placed_gauges.append(group)
+        if is_gauge and group not in self._gauges:
+            self._gauges.append(group)
             for index in at:
                 view[index] = 0.0  # what another left that had the same process id
-        kept = group.view if group in self._homeless else ()
         # As with counting, nothing comes between these two.
         group.at = at
         group.view = view
-        if kept:
-            self._homeless.remove(group)
-            for index, value in zip(at, kept, strict=True):
-                view[index] += value
+        memory = self._memory.get(group)
+        if memory is not None:
+            for number, index in enumerate(at):
+                amount = memory[number]
+                memory[number] = 0.0  # nor between these: another may be about to come back to it
+                view[index] += amount
 
-    def _place_here(self, group: Group) -> None:
-        view: Any = memoryview(array("d", [0.0] * len(group.samples)))
-        self._views.append(view)
-        self._homeless.append(group)
-        group.at = tuple(range(len(group.samples)))
-        group.view = view
+    def _place_in_memory(self, group: Group) -> None:
+        size = len(group.samples)
+        new: Any = memoryview(array("d", [0.0] * size))
+        memory, at = self._memory.setdefault(group, new), tuple(range(size))
+        group.at = at
+        group.view = memory
+        self._put_off.append(group)
 
     def _map(self, name: str, last: int) -> memoryview[float]:
         view = self._maps.get(name)
