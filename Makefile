@@ -22,6 +22,7 @@ check: .venv/ready  ## Style, types, the direction of imports
 	$(DEV)/ruff format --check .
 	$(DEV)/mypy
 	$(DEV)/lint-imports
+	$(DEV)/python scripts/figures.py --check
 
 servers: .venv/ready  ## Tests against a real Prometheus, Jaeger and PostgreSQL
 	$(DEV)/python -m pytest tests/servers -p no:xdist $(ARGS)
