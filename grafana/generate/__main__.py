@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -17,6 +18,7 @@ from .sessions import SESSIONS
 HOME = Path(__file__).resolve().parent.parent
 BOARDS = (SESSIONS, POOLS, ROUTES, FLEET)
 RULES = "rules/session-metrics.yaml"
+OPERATOR = "../deploy/kubernetes/prometheusrule.yaml"
 
 
 def files() -> dict[str, str]:
@@ -26,6 +28,20 @@ def files() -> dict[str, str]:
     return {
         **{path: text + "\n" for path, text in made.items()},
         RULES: yaml.safe_dump(rules(), sort_keys=False, width=100),
+        OPERATOR: yaml.safe_dump(_for_operator(), sort_keys=False, width=100),
+    }
+
+
+def _for_operator() -> dict[str, Any]:
+    """The rules as the Prometheus operator takes them."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {
+            "name": "session-metrics",
+            "labels": {"app.kubernetes.io/name": "session-metrics"},
+        },
+        "spec": rules(),
     }
 
 

@@ -96,7 +96,6 @@ def prometheus_scraping(
     targets: Mapping[str, str | Sequence[str]], folder: Path, *, rule_files: Sequence[Path] = ()
 ) -> Iterator[Prometheus]:
     """Prometheus scraping ``targets``: job name -> host:port, or several, once a second."""
-    server = needs("Prometheus", shutil.which("prometheus"))
     jobs = [
         {
             "job_name": job,
@@ -104,17 +103,24 @@ def prometheus_scraping(
         }
         for job, given in targets.items()
     ]
-    config = folder / "prometheus.yml"
     # JSON is YAML.
-    config.write_text(
-        json.dumps(
-            {
-                "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-                "rule_files": [str(path.resolve()) for path in rule_files],
-                "scrape_configs": jobs,
-            }
-        )
+    text = json.dumps(
+        {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(path.resolve()) for path in rule_files],
+            "scrape_configs": jobs,
+        }
     )
+    with prometheus_with(text, folder) as prometheus:
+        yield prometheus
+
+
+@contextmanager
+def prometheus_with(configuration: str, folder: Path) -> Iterator[Prometheus]:
+    """Prometheus with that text as its configuration file."""
+    server = needs("Prometheus", shutil.which("prometheus"))
+    config = folder / "prometheus.yml"
+    config.write_text(configuration)
     port = free_port()
     command = [
         server,

@@ -56,6 +56,9 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         "--requests", type=int, help="stop the traffic, not the demo, after so many"
     )
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second (default: 20)")
+    parser.add_argument(
+        "--host", default=HOST, help="the address to listen on; 0.0.0.0 in a container"
+    )
     parser.add_argument("--port", type=int, default=SERVICE_PORT, help="the service's; 0: any free")
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="0: any free")
     parser.add_argument("--truth", type=Path, help="write the service's own counts here as JSON")
@@ -82,10 +85,12 @@ def run(options: argparse.Namespace) -> None:
         service = OrderService(Path(folder), OUTAGE)
         classes = {"server_class": ThreadingServer, "handler_class": QuietHandler}
         server = _listen(
-            "--port", options.port, lambda port: make_server(HOST, port, service, **classes)
+            "--port", options.port, lambda port: make_server(options.host, port, service, **classes)
         )
         metrics, _ = _listen(
-            "--metrics-port", options.metrics_port, lambda port: start_http_server(port, HOST)
+            "--metrics-port",
+            options.metrics_port,
+            lambda port: start_http_server(port, options.host),
         )
         print(f"Service:  http://{HOST}:{server.server_port}/orders")
         print(f"Metrics:  http://{HOST}:{metrics.server_port}/metrics")
