@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import itertools
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from reading import counted
+from prometheus_client import REGISTRY
+from reading import counted, value
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -24,7 +28,7 @@ Account = tuple[dict[str, float], dict[str, int]]
 """What was counted, and what should have been."""
 
 
-def in_threads(threads: int, each: int, meanwhile: Callable[[sessionmaker], None]) -> Account:
+def in_threads(threads: int, each: int, meanwhile: Callable[[Any], None]) -> Account:
     """``threads`` threads make ``each`` sessions; ``meanwhile`` is called again and again."""
     engine = new_database(max_overflow=-1)  # a session that is collected gives back late
     maker = sessionmaker(engine)
@@ -55,14 +59,21 @@ def in_threads(threads: int, each: int, meanwhile: Callable[[sessionmaker], None
     return found, dict(books)
 
 
-async def in_tasks(tasks: int, at_once: int) -> Account:
+async def in_tasks(
+    tasks: int, at_once: int, meanwhile: Callable[[Any], None] = lambda _: None
+) -> Account:
+    """``tasks`` tasks make a session each; ``meanwhile`` is called again and again."""
     engine = create_async_engine(
         "sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=at_once
     )
     maker = async_sessionmaker(engine)
     instrument(maker, name="load", spans="off")
     work = Tasks(maker)
-    await work.run_tasks(tasks, at_once)
+    working = asyncio.create_task(work.run_tasks(tasks, at_once))
+    while not working.done():
+        meanwhile(maker)
+        await asyncio.sleep(0.005)
+    await working
     gc.collect()
     found = counted("load")
     uninstrument(maker)
@@ -70,9 +81,30 @@ async def in_tasks(tasks: int, at_once: int) -> Account:
     return found, dict(work.books)
 
 
-def give_back_and_take_again(maker: sessionmaker) -> None:
-    uninstrument(maker)
-    instrument(maker, name="load", spans="off")
+def give_back_and_take_again() -> Callable[[Any], None]:
+    """What does one of the two at each call, in turn."""
+    turns = itertools.cycle([uninstrument, partial(instrument, name="load", spans="off")])
+
+    def turn(maker: Any) -> None:
+        next(turns)(maker)
+
+    return turn
+
+
+def pool_and_statements_agree(found: dict[str, float]) -> bool:
+    """Each session that worked had one connection and gave it back; nobody else used the engine."""
+    pool = {"db_client_connection_pool_name": "sqlite/"}
+    worked = found["creations success"]
+    assert value("db_client_connection_wait_time_seconds_count", **pool) == worked
+    assert value("db_client_connection_use_time_seconds_count", **pool) == worked
+    assert value("db_client_connection_pending_requests", **pool) == 0
+    statements = [
+        sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "db_client_operation_duration_seconds_count"
+    ]
+    return sum(statements) == found["queries"]
 
 
 def nothing_is_open(found: dict[str, float]) -> bool:

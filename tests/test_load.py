@@ -10,7 +10,13 @@ import gc
 import sys
 
 import pytest
-from load import give_back_and_take_again, in_tasks, in_threads, nothing_is_open
+from load import (
+    give_back_and_take_again,
+    in_tasks,
+    in_threads,
+    nothing_is_open,
+    pool_and_statements_agree,
+)
 
 
 @pytest.mark.usefixtures("eager_switching")
@@ -18,12 +24,20 @@ def test_threads():
     found, books = in_threads(16, 60, lambda maker: None)
     assert 1 <= found.pop("peak") <= 16 * 60
     assert found == books
+    assert pool_and_statements_agree(found)
     assert nothing_is_open(found)
 
 
 @pytest.mark.usefixtures("eager_switching")
 def test_threads_whose_factory_is_given_back_and_taken_again_meanwhile():
-    found, books = in_threads(16, 60, give_back_and_take_again)
+    found, books = in_threads(16, 60, give_back_and_take_again())
+    found.pop("peak")
+    assert found == books
+    assert nothing_is_open(found)
+
+
+async def test_tasks_whose_factory_is_given_back_and_taken_again_meanwhile():
+    found, books = await in_tasks(200, 20, give_back_and_take_again())
     found.pop("peak")
     assert found == books
     assert nothing_is_open(found)

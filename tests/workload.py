@@ -186,7 +186,14 @@ class Tasks(Sessions):
             async with turn:
                 await way()
 
-        ways = (self.commit_task, self.rollback_task, self.failing_task, self.cancelled_task)
+        ways = (
+            self.commit_task,
+            self.rollback_task,
+            self.failing_task,
+            self.cancelled_task,
+            self.abandoned_by_its_generator_task,
+            self.dropped_task,
+        )
         await asyncio.gather(*(one(self._random.choice(ways)) for _ in range(number)))
 
     async def commit_task(self) -> None:
@@ -230,3 +237,27 @@ class Tasks(Sessions):
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         self._book(sessions[0], "active", queries=1, transactions_closed=1)
+
+    async def abandoned_by_its_generator_task(self) -> None:
+        async def sessions() -> Any:
+            async with self.make() as session:
+                await session.execute(ONE)
+                yield session.sync_session
+                await session.commit()
+
+        generator = sessions()
+        session = await anext(generator)
+        await generator.aclose()
+        self._book(session, "active", queries=1, transactions_closed=1)
+
+    async def dropped_task(self) -> None:
+        """Never closed, but nothing is held: no leak."""
+        session = self.make()
+        await session.execute(ONE)
+        await session.commit()
+        if observed(session.sync_session):
+            self.books.update(
+                changes("created", "active", "committed", "closed")
+                | {"creations success": 1, "creation_duration_seconds_count": 1, "queries": 1}
+                | {"transactions committed": 1, "transaction_duration_seconds_count committed": 1}
+            )

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from load import give_back_and_take_again, in_tasks, in_threads, nothing_is_open
+from load import (
+    give_back_and_take_again,
+    in_tasks,
+    in_threads,
+    nothing_is_open,
+    pool_and_statements_agree,
+)
 
 THREADS = 64
 TASKS = 10_000
@@ -15,12 +21,13 @@ def test_threads():
     assert 1 <= found.pop("peak") <= THREADS * 250
     assert found == books
     assert sum(n for key, n in found.items() if key.startswith("creations")) == THREADS * 250
+    assert pool_and_statements_agree(found)
     assert nothing_is_open(found)
 
 
 @pytest.mark.usefixtures("eager_switching")
 def test_threads_whose_factory_is_given_back_and_taken_again_meanwhile():
-    found, books = in_threads(THREADS, 150, give_back_and_take_again)
+    found, books = in_threads(THREADS, 150, give_back_and_take_again())
     found.pop("peak")
     assert found == books
     assert 0 < sum(n for key, n in found.items() if key.startswith("creations")) < THREADS * 150
@@ -28,8 +35,16 @@ def test_threads_whose_factory_is_given_back_and_taken_again_meanwhile():
 
 
 async def test_tasks():
-    found, books = await in_tasks(TASKS, at_once=50)
+    found, books = await in_tasks(TASKS, 50)
     assert 1 <= found.pop("peak") <= TASKS
     assert found == books
     assert sum(n for key, n in found.items() if key.startswith("creations")) == TASKS
+    assert nothing_is_open(found)
+
+
+async def test_tasks_whose_factory_is_given_back_and_taken_again_meanwhile():
+    found, books = await in_tasks(TASKS, 50, give_back_and_take_again())
+    found.pop("peak")
+    assert found == books
+    assert 0 < sum(n for key, n in found.items() if key.startswith("creations")) < TASKS
     assert nothing_is_open(found)
