@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import catalog
 from .base import BaseSessionMetrics
-from .catalog import DEFAULT_FACTORY
+from .catalog import DEFAULT_FACTORY, OTHER
 from .ledger import LEDGER
+from .series import Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 SECONDS_PER_MINUTE = 60
 BYTES_PER_MB = 1024 * 1024
+
+MAX_NAMES = 200
+"""Different names that have series of their own; the rest is ``_OTHER``."""
+
+_names = Bounded(MAX_NAMES, OTHER)
 
 _COUNTED = {
     "total_sessions": catalog.APPLICATION_SESSION_CREATED,
@@ -66,13 +72,13 @@ class SystemSessionMetrics(BaseSessionMetrics):
         super().__post_init__()
         _mirrored_records[id(self)] = weakref.ref(self, _forget(id(self)))
         for metric in _COUNTED.values():
-            LEDGER.tally(metric, self.name)
+            LEDGER.tally(metric, _names.admit(self.name))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Count what a counted field rises by."""
         metric = _COUNTED.get(name)
         if metric is not None and id(self) in _mirrored_records:
-            LEDGER.tally(metric, self.name).add(value - getattr(self, name))
+            LEDGER.tally(metric, _names.admit(self.name)).add(value - getattr(self, name))
         super().__setattr__(name, value)
 
     def increment_total_sessions(self) -> None:
@@ -138,7 +144,7 @@ def _read() -> Iterator[tuple[Metric, Labels, float]]:
     for reference in list(_mirrored_records.values()):
         record = reference()
         if record is not None:
-            by_name.setdefault(record.name, []).append(record)
+            by_name.setdefault(_names.admit(record.name), []).append(record)
     for name, records in by_name.items():
         minutes = sum(record.average_session_duration_minutes for record in records) / len(records)
         active = sum(record.active_sessions for record in records)

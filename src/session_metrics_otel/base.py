@@ -66,8 +66,12 @@ class BaseSessionMetrics:
 
 
 def text_of(error: BaseException | str) -> str:
-    """The text of ``error``; its class where that cannot be had."""
+    """The text of ``error``; its class where that cannot be had.
+
+    Of SQLAlchemy's errors the first line alone: the rest quotes the row and the parameters.
+    """
     try:
-        return str(error)
+        text = str(error)
+        return text.partition("\n")[0] if hasattr(error, "orig") else text
     except Exception:  # noqa: BLE001 - an exception's own __str__ may raise; recording it may not
         return type(error).__name__

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import catalog
 from .catalog import LIVE_STATES, OTHER, SessionState
+from .legible import one_line
 from .series import Bounded
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class FactoryLedger:
         """The ``error.type`` that ``error`` is counted under; one of a bounded number."""
         if not isinstance(error, BaseException):
             return OTHER
-        return self._error_types.admit(type(error).__name__)
+        return self._error_types.admit(one_line(type(error).__name__))
 
     def errors(self, error_type: str) -> Tally:
         """The count of errors of ``error_type``."""

@@ -14,6 +14,7 @@ from sqlalchemy import Dialect, Engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from .catalog import DEFAULT_FACTORY
+from .faults import caught
 from .hooks import connection_spans, pools, statements
 from .hooks.observer import Adopter, Observer
 from .hooks.session_classes import watch
@@ -24,7 +25,7 @@ from .ledger import LEDGER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opentelemetry.trace import TracerProvider
+    from opentelemetry.trace import Tracer, TracerProvider
     from sqlalchemy.ext.asyncio import (
         AsyncEngine,
         AsyncSession,
@@ -146,11 +147,14 @@ def instrument(
     """
     _check_option("spans", spans, get_args(SpanMode))
     _check_option("user_id", user_id, (None, *get_args(UserIdMode)))
+    if not isinstance(name, str):
+        message = f"name={name!r} is not taken; give the factory's name as a str."
+        raise TypeError(message)
     subject = _subject(target)
     with _lock:
         if MARK in vars(subject):
             return
-        tracer = trace.get_tracer("session_metrics_otel", tracer_provider=tracer_provider)
+        tracer = _tracer_of(tracer_provider)
         traced = StatementSpans(
             tracer,
             hook=statement_hook,
@@ -228,6 +232,14 @@ def factory_name_of(target: Target) -> str | None:
     return None if found is None else found.observer.name
 
 
+def _tracer_of(provider: TracerProvider | None) -> Tracer:
+    try:
+        return trace.get_tracer("session_metrics_otel", tracer_provider=provider)
+    except Exception as fault:  # noqa: BLE001 - counted without spans
+        caught("tracing", fault)
+        return trace.NoOpTracer()
+
+
 def _check_option(name: str, given: object, taken: tuple[object, ...]) -> None:
     if given not in taken:
         message = f"{name}={given!r} is not taken; give one of {', '.join(map(repr, taken))}."
@@ -244,7 +256,9 @@ def _subject(target: Any) -> Any:
         return target
     if isinstance(target, type) and issubclass(target, (Session, asyncio_class("AsyncSession"))):
         return target
-    message = f"Cannot instrument {target!r}: give {_TAKEN}."
+    # A text may be a URL with its password.
+    given = f"a {type(target).__name__}" if isinstance(target, (str, bytes)) else repr(target)
+    message = f"Cannot instrument {given}: give {_TAKEN}."
     raise TypeError(message)
 
 

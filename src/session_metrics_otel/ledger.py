@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import catalog, multiprocess
 from .catalog import OTHER, Metric
 from .factory_ledger import FactoryLedger
+from .legible import one_line
 from .series import Distribution, Exemplar, Histogram, InProcess, Labels, Tally
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class Ledger:
         return list(self._factories.values())
 
     def _new_factory(self, name: str) -> FactoryLedger:
+        legible = one_line(name)
+        if legible != name:
+            return self.factory(legible)
         with self._lock:
             if name not in self._factories and len(self._factories) >= MAX_FACTORIES:
                 if OTHER not in self._factories:
@@ -75,6 +79,7 @@ class Ledger:
         """The count of one series of ``metric``, made where there is none yet."""
         found = self._series.get((metric, labels))
         if not isinstance(found, Tally):
+            labels = _legible(labels)
             with self._lock:
                 found = self._series.get((metric, labels))
                 new = found is None
@@ -88,6 +93,7 @@ class Ledger:
         """The distribution of one series of ``metric``, made where there is none yet."""
         found = self._series.get((metric, labels))
         if not isinstance(found, Histogram):
+            labels = _legible(labels)
             with self._lock:
                 found = self._series.get((metric, labels))
                 new = found is None
@@ -136,7 +142,8 @@ class Ledger:
             if factory.peak:
                 yield catalog.SESSION_OLDEST_AGE, (factory.name,), factory.oldest_age()
         for reader in list(self._readers):
-            yield from reader()
+            for metric, labels, value in reader():
+                yield metric, _legible(labels), value
 
     def snapshot(self) -> Snapshot:
         """Every series with its value now. Costs by the number of series, not of sessions."""
@@ -153,7 +160,7 @@ class Ledger:
         seen = [factory.readings for factory in factories if factory.name not in unseen]
         for reader in (*seen, *readers):
             for metric, labels, value in reader():
-                snapshot[metric][labels] = value
+                snapshot[metric][_legible(labels)] = value
         return snapshot
 
     def forget(self) -> None:
@@ -166,6 +173,10 @@ class Ledger:
             kept.forget()
         for factory in self._factories.values():
             factory.forget()
+
+
+def _legible(labels: Labels) -> Labels:
+    return tuple(map(one_line, labels))
 
 
 COLLECTED: deque[tuple[Any, ...]] = deque(maxlen=100)

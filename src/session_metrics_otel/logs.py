@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 
 from .hooks.current import current_session, follow_sessions
+from .legible import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,8 +54,8 @@ def _fields() -> dict[str, str]:
     if mirror is not None:
         span = mirror.span.get_span_context()
     return {
-        "session_id": "" if session is None else session.session_id,
-        "request_id": "" if session is None else session.request_id,
+        "session_id": "" if session is None else one_line(session.session_id),
+        "request_id": "" if session is None else one_line(session.request_id),
         "trace_id": f"{span.trace_id:032x}" if span.is_valid else "",
         "span_id": f"{span.span_id:016x}" if span.is_valid else "",
     }

@@ -107,7 +107,7 @@ def register(registry: CollectorRegistry = REGISTRY) -> SessionCollector | None:
     collector = SessionCollector()
     try:
         registry.register(collector)
-    except ValueError as clash:
+    except Exception as clash:  # noqa: BLE001 - an import may not fail for it
         caught("registry", clash)
         return None
     return collector

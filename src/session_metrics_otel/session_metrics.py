@@ -26,6 +26,7 @@ from .catalog import (
     SessionState,
 )
 from .ledger import COLLECTED, DETACHED, LEDGER
+from .legible import encodable, one_line
 from .series import PENDING_LIMIT
 from .tracing import SpanMirror, current_mirror
 
@@ -256,15 +257,19 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
 
         Its ``error.type`` is the exception's class; an error given as text has none of its own.
         """
+        self.note_error(error, text_of(error))
+
+    def note_error(self, error: BaseException | str, text: str) -> None:
+        """The same, where ``text`` is what may be shown of it."""
         factory = self._stage.factory
         error_type = factory.error_type(error)
         factory.errors(error_type).hit()
         self._errors += 1
-        self.last_error = text_of(error)
+        self.last_error = text
         self._changed("error_count", self._errors)
         mirror = self.span_mirror()
         if mirror is not None:
-            mirror.erred(error)
+            mirror.erred(error, text)
         if self._stage.state is not _CLOSED:
             self.move(_ERROR, error_type)
 
@@ -290,7 +295,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         if self._mirror is not None:
             mirror = self.span_mirror()
             if mirror is not None:
-                mirror.ended(self.span_attributes())
+                mirror.ended(self.span_attributes(), self.ended_ns())
 
     def _date_closing(self) -> None:
         self.closed_at = self.last_activity_at = _now(_utc)
@@ -384,7 +389,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
     def span_attributes(self) -> dict[str, AttributeValue]:
         """The record as span attributes, ``sqlalchemy.session.<field>``."""
         attributes: dict[str, AttributeValue] = {
-            "sqlalchemy.session.id": self.session_id,
+            "sqlalchemy.session.id": one_line(self.session_id),
             "sqlalchemy.session.factory": self._stage.factory.name,
             "sqlalchemy.session.state": self._stage.state._value_,
             "sqlalchemy.session.query_count": self._queries,
@@ -393,10 +398,14 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
             "sqlalchemy.session.total_time_ms": self.total_time_ms,
         }
         if self.request_id:
-            attributes["sqlalchemy.session.request_id"] = self.request_id
+            attributes["sqlalchemy.session.request_id"] = one_line(self.request_id)
         if self.last_error is not None:
-            attributes["sqlalchemy.session.last_error"] = self.last_error
+            attributes["sqlalchemy.session.last_error"] = encodable(self.last_error)
         return attributes
+
+    def ended_ns(self) -> int | None:
+        """When its span ends, in nanoseconds since the epoch; None for now, by the wall clock."""
+        return None
 
     def detach(self) -> None:
         """Count nothing from here on: a copy, or a record that a fork carried into the child."""
@@ -440,7 +449,8 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
             self._mirror = mirror = None  # what is current when it is collected is anybody's span
         self.move(_CLOSED)
         if isinstance(mirror, SpanMirror):
-            mirror.ended(self.span_attributes() | {"sqlalchemy.session.leak": GARBAGE_COLLECTED})
+            leaked = {"sqlalchemy.session.leak": GARBAGE_COLLECTED}
+            mirror.ended(self.span_attributes() | leaked, self.ended_ns())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle by value: the copy is detached."""

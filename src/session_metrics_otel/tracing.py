@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from time import time
+from traceback import format_tb
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as api_context
@@ -10,6 +11,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from .faults import caught
+from .legible import encodable
 from .series import Exemplar
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 PREFIX = "sqlalchemy.session."
 LEAK = "sqlalchemy.session.leak"
+STACKTRACE_LIMIT = 65536
+"""Characters of an exception's stack trace that are shown."""
+
 STATE_EVENT = "sqlalchemy.session.state"
 
 SUPPRESSED = "suppress_instrumentation"
@@ -68,12 +73,25 @@ class SpanMirror:
         except Exception as fault:  # noqa: BLE001 - whatever an SDK raises stays with telemetry
             caught("tracing", fault)
 
-    def erred(self, error: BaseException | str) -> None:
-        """Record an error: the exception as the convention's event, and the span's status."""
+    def erred(self, error: BaseException | str, text: str) -> None:
+        """Record an error: the exception as the convention's event, and the span's status.
+
+        Args:
+            error: The exception, or a text.
+            text: What is shown of it. Its own message, and those of the exceptions that led to it,
+                may quote what was sent to the database.
+        """
         try:
+            text = encodable(text)
             if isinstance(error, BaseException):
-                self.span.record_exception(error)
-            self.span.set_status(Status(StatusCode.ERROR, str(error)))
+                trace_back = "".join(format_tb(error.__traceback__))
+                trace_back += f"{type(error).__name__}: {text}"
+                said = {
+                    "exception.message": text,
+                    "exception.stacktrace": encodable(trace_back, STACKTRACE_LIMIT),
+                }
+                self.span.record_exception(error, said)
+            self.span.set_status(Status(StatusCode.ERROR, text))
         except Exception as fault:  # noqa: BLE001
             caught("tracing", fault)
 
@@ -93,12 +111,18 @@ class SpanMirror:
             except Exception as fault:  # noqa: BLE001
                 caught("tracing", fault)
 
-    def ended(self, fields: Mapping[str, AttributeValue]) -> None:
-        """Write what the record says at its end, and end the span where it is the session's own."""
+    def ended(self, fields: Mapping[str, AttributeValue], at: int | None) -> None:
+        """Write what the record says at its end, and end the span where it is the session's own.
+
+        Args:
+            fields: What the record says.
+            at: The end in nanoseconds since the epoch, by whichever clock the span began with; None
+                for now by the wall clock.
+        """
         try:
             self.span.set_attributes(fields)
             if self.owned:
-                self.span.end()
+                self.span.end(at)
         except Exception as fault:  # noqa: BLE001
             caught("tracing", fault)
 

@@ -8,17 +8,19 @@ import os
 import threading
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm.session import _sessions
 
+from .base import text_of
 from .catalog import GARBAGE_COLLECTED, IDLE_IN_TRANSACTION, OVERDUE, SessionState
 from .faults import caught
 from .hooks.observed_record import ObservedSessionMetrics
 from .hooks.places import line_of
 from .hooks.sessions import attached_record
 from .ledger import COLLECTED, LEDGER
+from .legible import one_line
 from .tracing import SpanMirror
 
 if TYPE_CHECKING:
@@ -144,6 +146,12 @@ class Watchdog:
         ))  # fmt: skip
 
     def _report(self, report: LeakReport) -> None:
+        report = replace(
+            report,
+            session_id=one_line(report.session_id),
+            request_id=one_line(report.request_id),
+            route=one_line(report.route),
+        )
         self.reports.append(report)
         logger.warning(
             "Session %s of %r leaks (%s): open for %.1f s, request %r, route %r, made at %s",
@@ -165,7 +173,9 @@ def _close_session_of(record: DatabaseSessionMetrics) -> None:
     try:
         session.close()
     except Exception as refusal:  # noqa: BLE001 - it stays open, and is tried again
-        logger.warning("Session %s could not be closed: %s", record.session_id, refusal)
+        logger.warning(
+            "Session %s could not be closed: %s", record.session_id, one_line(text_of(refusal))
+        )
     else:
         logger.warning("Session %s was overdue and has been closed.", record.session_id)
 

@@ -40,7 +40,13 @@ def hook(engine: Engine) -> None:
         if spans is None:
             return connect(*arguments, **options)
         server = dialect.execution_ctx_cls.server
-        return spans.around("connect", record, server, lambda: connect(*arguments, **options))
+        return spans.around(
+            "connect",
+            record,
+            server,
+            lambda: connect(*arguments, **options),
+            secrets=(arguments, options, engine.url.password),
+        )
 
     observed_connect.replaced = dialect.__dict__.get("connect")  # type: ignore[attr-defined]
     dialect.connect = observed_connect

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from session_metrics_otel.binding import NOTHING_BOUND, current_binding
 from session_metrics_otel.catalog import OTHER
+from session_metrics_otel.legible import one_line
 from session_metrics_otel.series import Bounded
 
 from .places import line_of
@@ -76,9 +77,9 @@ class Holder:
         else:
             bound, last = session, session.last_statement
         return {
-            "session_id": "" if session is None else session.session_id,
-            "request_id": bound.request_id,
-            "route": bound.route,
+            "session_id": "" if session is None else one_line(session.session_id),
+            "request_id": one_line(bound.request_id),
+            "route": one_line(bound.route),
             "factory": "" if session is None else session.factory,
             "state": "" if session is None else session.state.value,
             "held_seconds": round(time.perf_counter() - self.since, 3),

@@ -89,6 +89,10 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
             self._created_ns = time_ns() - int((perf_counter() - self._started) * 1e9)
         return self._created_ns
 
+    def ended_ns(self) -> int:
+        """Now, as far from its creation as the monotonic clock says: the wall clock may jump."""
+        return self.created_ns() + int((perf_counter() - self._started) * 1e9)
+
     @property
     def last_activity_at(self) -> datetime:
         """When it was created, last had an answer from the database, was changed or was closed."""

@@ -17,6 +17,7 @@ from session_metrics_otel.binding import current_binding
 from session_metrics_otel.catalog import SessionState
 from session_metrics_otel.faults import caught
 from session_metrics_otel.ledger import LEDGER
+from session_metrics_otel.legible import one_line
 from session_metrics_otel.tracing import SpanMirror, suppressed
 
 from . import current
@@ -102,7 +103,7 @@ class Observer:
         self.holder_lines = holder_lines
         self._meet = meet
         self.met: Any = None
-        self._span_name = f"session {name}"
+        self._span_name = f"session {factory.name}"
 
     def born(self, session: Any) -> ObservedSessionMetrics:
         """Give ``session`` a new record."""
@@ -182,9 +183,10 @@ class Observer:
         )
         if self._user_id is not None and record.user_id:
             if self._user_id == "hashed":
-                span.set_attribute("user.hash", sha256(record.user_id.encode()).hexdigest())
+                as_bytes = record.user_id.encode("utf-8", "surrogatepass")
+                span.set_attribute("user.hash", sha256(as_bytes).hexdigest())
             else:
-                span.set_attribute("user.id", record.user_id)
+                span.set_attribute("user.id", one_line(record.user_id))
         return span
 
 

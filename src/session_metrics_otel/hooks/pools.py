@@ -25,6 +25,7 @@ from sqlalchemy.pool import (
 from session_metrics_otel import catalog
 from session_metrics_otel.faults import caught
 from session_metrics_otel.ledger import LEDGER
+from session_metrics_otel.legible import one_line
 from session_metrics_otel.series import PENDING_LIMIT, Tally
 from session_metrics_otel.tracing import current_mirror, pool_exhausted
 
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from session_metrics_otel.series import Labels
 
     from .places import Place
+
+MAX_POOLS = 200
+"""Different pool names that are told apart; the rest is ``_OTHER``."""
 
 _pools: WeakSet[Any] = WeakSet()
 
@@ -84,6 +88,9 @@ _meters: dict[str, Meter] = {}
 
 
 def _meter(name: str) -> Meter:
+    name = one_line(name)
+    if name not in _meters and len(_meters) >= MAX_POOLS:
+        name = catalog.OTHER  # as where each request has an engine of its own
     found = _meters.get(name)
     return _meters.setdefault(name, Meter(name)) if found is None else found
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from session_metrics_otel.legible import one_line
+
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
@@ -33,11 +35,11 @@ def server_attributes(engine: Engine) -> Attributes:
     name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
     found: Attributes = {"db.system.name": _SYSTEMS.get(name, name)}
     if url.database:
-        found["db.namespace"] = url.database
+        found["db.namespace"] = one_line(url.database)
     # asyncpg and psycopg take a host in the query as well: a socket's folder, mostly.
     host = url.host or url.query.get("host")
     if isinstance(host, str) and host:
-        found["server.address"] = host
+        found["server.address"] = one_line(host)
         if url.port:
             found["server.port"] = url.port
     return found

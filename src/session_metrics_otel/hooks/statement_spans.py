@@ -13,9 +13,11 @@ from opentelemetry.context import attach, detach, get_current, set_value
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from session_metrics_otel.faults import caught
+from session_metrics_otel.legible import encodable, one_line
 from session_metrics_otel.tracing import SUPPRESSED, suppressed
 
 from .comments import with_comment
+from .error_text import error_text
 from .queries import Query, batch_size, describe
 from .servers import Attributes, error_type, status_code
 
@@ -64,14 +66,14 @@ class Started:
         """Keep OpenTelemetry's instrumentation of the driver from a span of its own."""
         self._token = attach(set_value(SUPPRESSED, True))  # noqa: FBT003
 
-    def end(self, execution: Any, error: BaseException | None) -> None:
-        """End the span, with ``error`` where that came of it."""
+    def end(self, execution: Any, error: BaseException | None, text: str) -> None:
+        """End the span, with ``error`` where that came of it, of which ``text`` may be shown."""
         if self._token is not None:
             detach(self._token)
         span = self.span
         try:
             if error is not None:
-                failed(span, error)
+                failed(span, error, text)
             if self._hook is not None:
                 self._hook(span, execution)
         finally:
@@ -150,16 +152,21 @@ class StatementSpans:
         record: ObservedSessionMetrics | None,
         attributes: Mapping[str, Any],
         call: Callable[[], Any],
+        *,
+        secrets: Any = None,
     ) -> Any:
-        """Call ``call`` within a span called ``name``, and return what it returns."""
+        """Call ``call`` within a span called ``name``, and return what it returns.
+
+        What of ``secrets`` an error quotes is hidden.
+        """
         span = self._begun(name, record, attributes)
         try:
             return call()
         except BaseException as error:
-            failed(span, error)
+            failed(span, error, error_text(error, parameters=secrets))
             raise
         finally:
-            span.end()
+            _end(span)
 
     def _begun(
         self, name: str, record: ObservedSessionMetrics | None, attributes: Mapping[str, Any]
@@ -184,15 +191,21 @@ class StatementSpans:
                 span.set_attribute("db.query.text", with_comment(query.text, comment))
 
 
-def failed(span: Span, error: BaseException) -> None:
-    """Say on ``span`` that ``error`` came of it. Never raises."""
+def _end(span: Span) -> None:
+    try:
+        span.end()
+    except Exception as fault:  # noqa: BLE001 - the connection is made, the commit is done
+        caught("tracing", fault)
+
+
+def failed(span: Span, error: BaseException, text: str) -> None:
+    """Say on ``span`` that ``error`` came of it, of which ``text`` is shown. Never raises."""
     try:
         code = status_code(error)
         if code:
             span.set_attribute("db.response.status_code", code)
         span.set_attribute("error.type", error_type(error))
-        # Further lines quote the row: "DETAIL: Key (email)=(ann@example.org) already exists."
-        span.set_status(Status(StatusCode.ERROR, str(error).partition("\n")[0]))
+        span.set_status(Status(StatusCode.ERROR, text))
     except Exception as fault:  # noqa: BLE001
         caught("tracing", fault)
 
@@ -215,8 +228,10 @@ def _begin(query: Query, server: Attributes) -> Beginning:
         "db.query.summary": query.summary,
         "db.query.text": query.text,
     }
-    attributes = {**server, **{key: value for key, value in said.items() if value}}
-    return Beginning(query, server, query.summary or str(server["db.system.name"]), attributes)
+    shown = {key: encodable(value) for key, value in said.items() if value}
+    attributes = {**server, **shown}
+    name = one_line(query.summary or server["db.system.name"])
+    return Beginning(query, server, name, attributes)
 
 
 _traced: dict[type, bool] = {}

@@ -17,6 +17,7 @@ from session_metrics_otel.catalog import SessionState
 from session_metrics_otel.faults import caught
 from session_metrics_otel.series import PENDING_LIMIT
 
+from .error_text import error_text
 from .holders import sent_without_session
 from .servers import server_attributes
 from .statement_metrics import KEPT, series_of
@@ -113,34 +114,40 @@ class _ObservedContext:
         if not self.plain:
             super().post_exec()  # type: ignore[misc]
 
-    def _failed(self, error: BaseException) -> None:
+    def _failed(self, error: BaseException, text: str) -> None:
         if self.sent_at is not None:
             seconds = perf_counter() - self.sent_at
             self.sent_at = None
             series_of(self, self.server).failed(error, seconds)
         if self.started is not None:
-            self._end_span(error)
+            self._end_span(error, text)
 
-    def _end_span(self, error: BaseException | None) -> None:
+    def _end_span(self, error: BaseException | None, text: str = "") -> None:
         started, self.started = self.started, None
         try:
             if started is not None:
-                started.end(self, error)
+                started.end(self, error, text)
         except Exception as fault:  # noqa: BLE001 - never the statement's trouble
             caught("tracing", fault)
+
+
+def _text_of(context: ExceptionContext) -> str:
+    return error_text(
+        context.original_exception, parameters=context.parameters, statement=context.statement
+    )
 
 
 def _handle_error(context: ExceptionContext) -> None:
     try:
         execution = context.execution_context
         if isinstance(execution, _ObservedContext):
-            execution._failed(context.original_exception)
+            execution._failed(context.original_exception, _text_of(context))
         connection = context.connection
         record = None if connection is None else record_of(connection)
         if record is not None:
             # The driver's own exception: SQLAlchemy's wrapper quotes the statement's parameters.
             record.statement_ended = perf_counter()
-            record.record_error(context.original_exception)
+            record.note_error(context.original_exception, _text_of(context))
     except Exception as fault:  # noqa: BLE001 - never the statement's trouble
         caught("errors", fault)
 
