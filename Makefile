@@ -6,7 +6,7 @@ SHELL := /bin/bash
 DEV := .venv/bin
 DEMO := .venv-demo/bin
 
-.PHONY: help demo test check servers bench dashboards matrix constraints clean
+.PHONY: help demo test check fuzz soak servers bench dashboards matrix constraints clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -23,6 +23,12 @@ check: .venv/ready  ## Style, types, the direction of imports
 	$(DEV)/mypy
 	$(DEV)/lint-imports
 	$(DEV)/python scripts/figures.py --check
+
+fuzz: .venv/ready  ## Hostile text, thousands of kinds of it, through every way out
+	$(DEV)/python -m pytest tests/faults/test_hostile_text.py --hypothesis-profile=fuzz $(ARGS)
+
+soak: .venv/ready  ## The demo with faults under a real Prometheus, against its books; ARGS="--minutes 5"
+	PYTHONPATH=tests $(DEV)/python -m servers.soak $(ARGS)
 
 servers: .venv/ready  ## Tests against a real Prometheus, Jaeger and PostgreSQL
 	$(DEV)/python -m pytest tests/servers -p no:xdist $(ARGS)

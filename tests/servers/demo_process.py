@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from servers.processes import running, wait_for
+from servers.processes import PATIENCE, running, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,10 +22,10 @@ class Demo:
     metrics: str
     _truth: Path
 
-    def truth(self) -> dict[str, int]:
+    def truth(self, timeout: float = PATIENCE) -> dict[str, int]:
         """What the service's own books say, once its traffic has come to an end."""
         counts: dict[str, int] = wait_for(
-            lambda: json.loads(self._truth.read_text()), bool, "the demo's traffic to end"
+            lambda: json.loads(self._truth.read_text()), bool, "the demo's traffic to end", timeout
         )
         return counts
 

@@ -12,6 +12,8 @@ from urllib.parse import quote
 import sqlalchemy
 from opentelemetry.context import get_value
 
+from session_metrics_otel.legible import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -67,7 +69,7 @@ class SqlComments:
 
 def _quoted(text: Any) -> str:
     # Letters, digits and _.-~ alone are left: nothing that ends a comment, a string or a parameter.
-    return quote(str(text), safe="")
+    return quote(one_line(text), safe="")
 
 
 def with_comment(statement: str, comment: str) -> str:
