@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import os
 import threading
 
@@ -13,7 +14,7 @@ from threads import THREADS, in_threads
 
 from session_metrics_otel import catalog
 from session_metrics_otel.series import Distribution, Exemplar
-from session_metrics_otel.shared_series import SharedHistogram, SharedTally
+from session_metrics_otel.shared_series import Live, Move, SharedHistogram, SharedTally
 from session_metrics_otel.value_files import SPARE_BYTES, Group, Sample, ValueFiles
 
 QUERIES = catalog.SESSION_QUERIES
@@ -291,3 +292,19 @@ class TestWithoutAFile:
             in_threads(work)
             assert read(folder, TOTAL, factory=f"factory-{number}") == 1 + THREADS * 200
         assert len(faults) == 20  # one for each series, not for each count
+
+
+@pytest.mark.parametrize(
+    "counts", [SharedTally._hit, SharedTally.add, Move._hit, SharedHistogram.observe,
+               Live.__setitem__],
+)  # fmt: skip
+def test_no_thread_is_let_in_between_reading_and_writing(counts):
+    """The interpreter looks for other threads at calls, jumps back and function starts alone."""
+    names = [step.opname for step in dis.get_instructions(counts)]
+    writes = [at for at, name in enumerate(names) if name == "STORE_SUBSCR"]
+    assert writes
+    for at in writes:
+        read = max(n for n in range(at) if names[n] == "BINARY_SUBSCR")
+        between = names[read:at]
+        assert not [name for name in between if "CALL" in name or "JUMP" in name], between
+        assert any(name.startswith(("BINARY_OP", "INPLACE_")) for name in between), between
