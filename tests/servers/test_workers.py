@@ -24,7 +24,7 @@ from session_metrics_otel.multiprocess import mark_dead_processes
 TESTS = Path(__file__).parents[1]
 PROGRAMS = TESTS / "programs"
 WORKERS = 4
-REQUESTS = 120
+REQUESTS = 80
 CONFIG = """
 from prometheus_client import multiprocess
 
@@ -182,7 +182,7 @@ class TestGunicorn:
             assert counted_in(folder, "orders")["sqlalchemy_sessions active"] == 8
             load = Load(address)
             with ThreadPoolExecutor(1) as background:
-                loading = background.submit(load.run, 200)
+                loading = background.submit(load.run, 100)
                 wait_for(lambda: len(load.workers), lambda n: n >= 2, "the load to begin")
                 os.kill(holders[0], signal.SIGKILL)
                 loading.result()
