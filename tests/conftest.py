@@ -9,13 +9,11 @@ from hypothesis import settings
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from reading import forget_everything
 from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
 from session_metrics_otel import faults
-from session_metrics_otel.catalog import DEFAULT_FACTORY
-from session_metrics_otel.hooks import pools
-from session_metrics_otel.ledger import LEDGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
-settings.register_profile("fuzz", max_examples=3000, deadline=None)
+settings.register_profile("fuzz", max_examples=1000, deadline=None)
 
 
 @pytest.fixture(autouse=True)
@@ -32,14 +30,7 @@ def _fresh_ledger(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     gc.collect()
     caught, expected = set(faults._logged), request.node.get_closest_marker("faults") is not None
-    LEDGER.forget()
-    for name in [name for name in LEDGER._factories if name != DEFAULT_FACTORY]:
-        del LEDGER._factories[name]
-    for metric, labels in list(LEDGER._series):
-        if labels[0] != DEFAULT_FACTORY:
-            del LEDGER._series[metric, labels]
-    LEDGER._factories[DEFAULT_FACTORY].seen = False
-    pools._meters.clear()
+    forget_everything()
     faults._logged.clear()
     assert expected or not caught, "telemetry failed, as the log says"
 

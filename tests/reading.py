@@ -11,6 +11,10 @@ import sqlalchemy
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from session_metrics_otel.catalog import DEFAULT_FACTORY
+from session_metrics_otel.hooks import pools
+from session_metrics_otel.ledger import LEDGER
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -64,3 +68,15 @@ def counted_in(folder: Path, factory: str = "default") -> dict[str, float]:
     found = counted(factory, registry)
     found.pop("peak", None)
     return found
+
+
+def forget_everything() -> None:
+    """Begin again with nothing counted and no series."""
+    LEDGER.forget()
+    for name in [name for name in LEDGER._factories if name != DEFAULT_FACTORY]:
+        del LEDGER._factories[name]
+    for metric, labels in list(LEDGER._series):
+        if labels[0] != DEFAULT_FACTORY:
+            del LEDGER._series[metric, labels]
+    LEDGER._factories[DEFAULT_FACTORY].seen = False
+    pools._meters.clear()

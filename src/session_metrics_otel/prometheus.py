@@ -108,6 +108,7 @@ def register(registry: CollectorRegistry = REGISTRY) -> SessionCollector | None:
     try:
         registry.register(collector)
     except Exception as clash:  # noqa: BLE001 - an import may not fail for it
-        caught("registry", clash)
+        advice = "To show these metrics, register() them with a registry of their own."
+        caught("registry", ValueError(f"{clash}. {advice}"))
         return None
     return collector

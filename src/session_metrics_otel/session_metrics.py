@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
@@ -445,8 +446,10 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
             age = self.get_age_seconds()
             COLLECTED.append((factory.name, self.session_id, self.request_id, route, age, born_at))
         mirror = self._mirror
-        if mirror is current_mirror:
-            self._mirror = mirror = None  # what is current when it is collected is anybody's span
+        # What is current when it is collected is anybody's span; and when the interpreter ends,
+        # providers have been shut down, and log what comes later.
+        if mirror is current_mirror or sys.is_finalizing():
+            self._mirror = mirror = None
         self.move(_CLOSED)
         if isinstance(mirror, SpanMirror):
             leaked = {"sqlalchemy.session.leak": GARBAGE_COLLECTED}
