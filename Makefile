@@ -6,7 +6,7 @@ SHELL := /bin/bash
 DEV := .venv/bin
 DEMO := .venv-demo/bin
 
-.PHONY: help demo test check fuzz soak servers bench dashboards matrix constraints clean
+.PHONY: help demo test check fuzz soak servers incidents bench dashboards matrix constraints clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -32,6 +32,9 @@ soak: .venv/ready  ## The demo with faults under a real Prometheus, against its 
 
 servers: .venv/ready  ## Tests against a real Prometheus, Jaeger and PostgreSQL
 	$(DEV)/python -m pytest tests/servers -p no:xdist $(ARGS)
+
+incidents: .venv/ready  ## Real outages, each with the culprit that is named, the signal and the seconds it took
+	$(DEV)/python -m pytest tests/servers/test_incidents.py -p no:xdist -q $(ARGS)
 
 bench: .venv/ready  ## The figures in the README, measured here
 	@test -f benchmarks/run.py || { echo "benchmarks/run.py is not there yet"; exit 1; }

@@ -312,6 +312,14 @@ POOL_INVALIDATIONS = Metric(
     (POOL_NAME,),
     "Connections given up as broken. Many at once is a database that was restarted.",
 )
+POOL_NESTED_TIMEOUTS = Metric(
+    "sqlalchemy.pool.nested_timeouts",
+    Kind.COUNTER,
+    "{timeout}",
+    (POOL_NAME,),
+    "Requests for a connection that gave up waiting while their own request held one already: a "
+    "session opened inside another. Stays at 0.",
+)
 POOL_DETACHED = Metric(
     "sqlalchemy.pool.detached",
     Kind.UP_DOWN_COUNTER,

@@ -18,6 +18,8 @@ from .catalog import GARBAGE_COLLECTED, IDLE_IN_TRANSACTION, OVERDUE, SessionSta
 from .faults import caught
 from .hooks.observed_record import ObservedSessionMetrics
 from .hooks.places import line_of
+from .hooks.pools import holder_of
+from .hooks.queries import summary_of_sent
 from .hooks.sessions import attached_record
 from .ledger import COLLECTED, LEDGER
 from .legible import one_line
@@ -54,6 +56,9 @@ class LeakReport:
         age_seconds: How long it had been open.
         place: Where in the application it was made: ``file:line in function``, or "".
         noticed_at: When it was noticed, in seconds since the epoch.
+        state: Its state.
+        taken_at: Where the connection was taken that it holds, in the same form; or "".
+        last_statement: A summary of what it sent last, or "".
     """
 
     reason: str
@@ -64,6 +69,9 @@ class LeakReport:
     age_seconds: float
     place: str
     noticed_at: float
+    state: str = ""
+    taken_at: str = ""
+    last_statement: str = ""
 
 
 class Watchdog:
@@ -142,7 +150,7 @@ class Watchdog:
         self._report(LeakReport(
             reason, record.factory, record.session_id, record.request_id,
             getattr(record, "route", ""), record.get_age_seconds(),
-            line_of(getattr(record, "born_at", None)), time.time(),
+            line_of(getattr(record, "born_at", None)), time.time(), *_work_of(record),
         ))  # fmt: skip
 
     def _report(self, report: LeakReport) -> None:
@@ -154,11 +162,27 @@ class Watchdog:
         )
         self.reports.append(report)
         logger.warning(
-            "Session %s of %r leaks (%s): open for %.1f s, request %r, route %r, made at %s",
-            report.session_id, report.factory, report.reason, report.age_seconds,
+            "Session %s of %r leaks (%s): open for %.1f s%s, request %r, route %r, made at %s",
+            report.session_id, report.factory, report.reason, report.age_seconds, _as_text(report),
             report.request_id, report.route, report.place or "an unknown place",
             extra={"session_leak": asdict(report)},
         )  # fmt: skip
+
+
+def _as_text(report: LeakReport) -> str:
+    """What is known of its work."""
+    state = f", {report.state}" if report.state else ""
+    taken = f", its connection taken at {report.taken_at}" if report.taken_at else ""
+    return state + taken + (f", last {report.last_statement}" if report.last_statement else "")
+
+
+def _work_of(record: DatabaseSessionMetrics) -> tuple[str, str, str]:
+    """Its state, the line that took the connection it holds, and its last statement."""
+    if not isinstance(record, ObservedSessionMetrics):
+        return record.state.value, "", ""
+    holder = holder_of(record)
+    taken_at = "" if holder is None else line_of(holder.place)
+    return record.state.value, taken_at, summary_of_sent(record.last_statement)
 
 
 def _close_session_of(record: DatabaseSessionMetrics) -> None:

@@ -6,9 +6,11 @@ import asyncio
 import gc
 import sqlite3
 import threading
+from contextlib import ExitStack
 
 import pytest
 from prometheus_client import REGISTRY
+from reading import value
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -81,6 +83,7 @@ class TestEachClass:
                 "sqlalchemy_pools": 1,
                 "sqlalchemy_pool_detached": 0,
                 "sqlalchemy_pool_invalidations_total": 0,
+                "sqlalchemy_pool_nested_timeouts_total": 0,
             }
         found = shown()
         assert (found["count used"], found["count idle"]) == (0, 2)  # the overflow was closed
@@ -364,6 +367,47 @@ class TestExhaustion:
         assert shown()["timeouts_total"] == 1
         session.close()
         core.close()
+
+    def test_who_waits_and_holds_one_already_is_told_apart(self, observe, caplog):
+        engine = self.starved(observe)
+        nested = "sqlalchemy_pool_nested_timeouts_total"
+        with Session(engine) as other, ExitStack() as request:
+            other.execute(ONE)
+            with bind(request_id="r-1", route="/bill"):
+                outer = request.enter_context(Session(engine))
+                outer.execute(ONE)
+                inner = Session(engine)
+                with pytest.raises(PoolTimeoutError):
+                    inner.execute(ONE)
+                inner.close()
+            (report,) = exhaustion_reports()
+            assert report["waiting"]["request_id"] == "r-1"
+            assert report["waiting"]["route"] == "/bill"
+            assert report["waiting"]["holds"] == 1
+            assert report["waiting"]["asked_at"].startswith(__file__)
+            assert report["nested"] == 1
+            assert value(nested, db_client_connection_pool_name=NAME) == 1
+            assert "waits for a connection" in caplog.text
+            with Session(engine) as unbound, pytest.raises(PoolTimeoutError):
+                unbound.execute(ONE)
+            assert report["timeouts"] == 2
+            assert report["nested"] == 1
+            assert value(nested, db_client_connection_pool_name=NAME) == 1
+
+    def test_pools_that_multiply_are_warned_of_with_the_line_that_made_them(
+        self, observe, new_engine, caplog
+    ):
+        engines = [new_engine(poolclass=QueuePool) for _ in range(20)]
+        with bind(request_id="r-1", route="/bill"):
+            for engine in engines:
+                instrument(engine)
+        for engine in engines:
+            uninstrument(engine)
+        first, second = [r.getMessage() for r in caplog.records if "lead to" in r.getMessage()]
+        assert first.startswith("10 pools lead to 'sqlite/'")
+        assert second.startswith("20 pools lead to 'sqlite/'")
+        assert f"made at {__file__}:" in first
+        assert first.endswith("request r-1, route /bill")
 
     def test_lines_are_not_taken_note_of_where_they_are_not_wanted(self, new_engine):
         engine = new_engine(

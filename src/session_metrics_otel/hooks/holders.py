@@ -88,6 +88,8 @@ class Holder:
             else session.query_count,
             "last_statement": summary_of_sent(last),
             "taken_at": line_of(self.place),
+            "made_at": "" if session is None else line_of(session.born_at),
+            "idle_seconds": 0.0 if session is None else round(session.idle_seconds(), 3),
         }
 
 
@@ -100,6 +102,23 @@ def sent_without_session(connection: Any, statement: Any) -> None:
         holders[fairy._connection_record].sent(statement)
 
 
+def describe_waiter(
+    session: ObservedSessionMetrics | None, place: Place | None, holders: list[Holder]
+) -> dict[str, Any]:
+    """What the report says of whoever asked in vain, and how many connections it holds itself."""
+    bound = current_binding.get() if session is None else session
+    request_id = bound.request_id
+    own = [holder for holder in holders if holder.session is not None and request_id]
+    return {
+        "session_id": "" if session is None else session.session_id,
+        "request_id": request_id,
+        "route": bound.route,
+        "asked_at": line_of(place),
+        "made_at": "" if session is None else line_of(session.born_at),
+        "holds": sum(getattr(holder.session, "request_id", "") == request_id for holder in own),
+    }
+
+
 _reports: deque[dict[str, Any]] = deque(maxlen=KEPT_REPORTS)
 _last_report: dict[str, float] = {}
 _lock = threading.Lock()
@@ -108,15 +127,21 @@ _lock = threading.Lock()
 def exhaustion_reports() -> list[dict[str, Any]]:
     """The last reports on exhausted pools, newest last.
 
-    Each has ``at`` (ISO 8601), ``pool``, ``timeouts`` (how many requests it speaks for so far) and
-    ``holders``: for each connection that was out its session, request, route, state, seconds held,
-    statements, last statement and the line of code that took it.
+    Each has ``at`` (ISO 8601), ``pool``, ``timeouts`` (how many requests it speaks for so far),
+    ``nested`` (how many of these held a connection already), ``waiting`` (the first of them: its
+    session, request, route, the lines that asked and that made its session, and how many
+    connections its own request ``holds``)
+    and ``holders``: for each connection that was out its session, request, route, state, seconds
+    held, seconds since a statement, statements, last statement, the line of code that took it and
+    the one that made its session.
     """
     return list(_reports)
 
 
-def report_exhaustion(pool_name: str, pool: Pool, holders: list[Holder]) -> dict[str, Any]:
-    """Say who holds the connections of ``pool``, of which one was asked for in vain.
+def report_exhaustion(
+    pool_name: str, pool: Pool, holders: list[Holder], waiting: dict[str, Any]
+) -> dict[str, Any]:
+    """Say who holds the connections of ``pool``, of which ``waiting`` asked for one in vain.
 
     Logs at most one report on a pool every ``REPORT_INTERVAL`` seconds; in between, the last one
     counts the requests that it speaks for.
@@ -129,6 +154,7 @@ def report_exhaustion(pool_name: str, pool: Pool, holders: list[Holder]) -> dict
             for earlier in reversed(_reports):
                 if earlier["pool"] == pool_name:
                     earlier["timeouts"] += 1
+                    earlier["nested"] += bool(waiting["holds"])
                     return earlier
         _last_report[pool_name] = now
         described = [holder.describe() for holder in holders]
@@ -138,6 +164,8 @@ def report_exhaustion(pool_name: str, pool: Pool, holders: list[Holder]) -> dict
             "pool": pool_name,
             "status": pool.status(),
             "timeouts": 1,
+            "nested": int(bool(waiting["holds"])),
+            "waiting": waiting,
             "holders": described,
         }
         _reports.append(report)
@@ -148,6 +176,16 @@ def report_exhaustion(pool_name: str, pool: Pool, holders: list[Holder]) -> dict
 def _as_text(report: dict[str, Any]) -> str:
     pool, status, holders = report["pool"], report["status"], report["holders"]
     lines = [f"No connection to be had from pool {pool!r} ({status}); {len(holders)} held:"]
+    waiting = report["waiting"]
+    if waiting["holds"]:
+        made = f", in a session made at {waiting['made_at']}," if waiting["made_at"] else ""
+        line = (
+            f"Route {one_line(waiting['route']) or 'unknown'}, "
+            f"request {one_line(waiting['request_id'])}, waits for a connection at "
+            f"{waiting['asked_at'] or 'an unknown place'}{made} and holds {waiting['holds']} "
+            "already: where all that hold one wait for another, none goes on."
+        )
+        lines.insert(0, line)
     for holder in holders:
         who = "a connection without a session"
         if holder["session_id"]:
@@ -156,7 +194,9 @@ def _as_text(report: dict[str, Any]) -> str:
         route = f", route {holder['route']}" if holder["route"] else ""
         lines.append(
             f"  {holder['held_seconds']:.1f} s: {who}{request}{route}, "
-            f"{holder['statements']} statements, last {holder['last_statement'] or 'unknown'}; "
-            f"taken at {holder['taken_at'] or 'an unknown place'}"
+            f"{holder['statements']} statements, last {holder['last_statement'] or 'unknown'}"
+            + (f" {holder['idle_seconds']:.1f} s ago" if holder["idle_seconds"] >= 1 else "")
+            + f"; taken at {holder['taken_at'] or 'an unknown place'}"
+            + (f", session made at {holder['made_at']}" if holder["made_at"] else "")
         )
     return "\n".join(lines)

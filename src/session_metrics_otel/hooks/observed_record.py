@@ -125,6 +125,12 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
     def _date_closing(self) -> None:
         """Nothing: it follows from ``total_time_ms``."""
 
+    def idle_seconds(self) -> float:
+        """Seconds since its last statement ended, while it holds a connection; else 0."""
+        if self.transaction_began is None or self.statement_ended is None:
+            return 0.0
+        return perf_counter() - self.statement_ended
+
     def mirror_on(self, mirror: SpanMirror | None, statement_spans: Any) -> None:
         """Mirror onto this span from here on.
 

@@ -63,6 +63,9 @@ place_of_birth = _search()
 place_of_checkout = _search()
 """Where the connection that is being taken from a pool is taken."""
 
+place_of_engine = _search()
+"""Where the engine that is met for the first time is made or first used."""
+
 
 def line_of(place: Place | None) -> str:
     """``file:line in function``, or "" where it is not known."""

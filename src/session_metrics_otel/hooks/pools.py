@@ -6,6 +6,7 @@ An engine's pool becomes an instance of a subclass of its own class, so that the
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from time import perf_counter
@@ -23,14 +24,15 @@ from sqlalchemy.pool import (
 )
 
 from session_metrics_otel import catalog
+from session_metrics_otel.binding import current_binding
 from session_metrics_otel.faults import caught
 from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.legible import one_line
 from session_metrics_otel.series import PENDING_LIMIT, Tally
 from session_metrics_otel.tracing import current_mirror, pool_exhausted
 
-from .holders import Holder, report_exhaustion, routes
-from .places import place_of_checkout
+from .holders import Holder, describe_waiter, report_exhaustion, routes
+from .places import line_of, place_of_checkout, place_of_engine
 from .sessions import connection_refused
 
 if TYPE_CHECKING:
@@ -41,12 +43,18 @@ if TYPE_CHECKING:
     from session_metrics_otel.catalog import Metric
     from session_metrics_otel.series import Labels
 
+    from .observed_record import ObservedSessionMetrics
     from .places import Place
 
 MAX_POOLS = 200
 """Different pool names that are told apart; the rest is ``_OTHER``."""
 
+logger = logging.getLogger("session_metrics_otel")
+
 _pools: WeakSet[Any] = WeakSet()
+
+MANY_POOLS = 10
+"""Pools of one name in a process that are warned of; then again at each doubling."""
 
 
 def pool_name(engine: Engine) -> str:
@@ -73,6 +81,10 @@ class Meter:
         self.detached = Tally()
         self.closed_detached = Tally()
         self.timeouts = LEDGER.tally(catalog.CONNECTION_TIMEOUTS, name)
+        LEDGER.tally(
+            catalog.POOL_NESTED_TIMEOUTS, name
+        )  # there at 0, so that a rate sees the first
+        self.pools_to_warn_of = MANY_POOLS
         self.invalidations = LEDGER.tally(catalog.POOL_INVALIDATIONS, name)
         self.create_time = LEDGER.histogram(catalog.CONNECTION_CREATE_TIME, name)
         self.wait_time = LEDGER.histogram(catalog.CONNECTION_WAIT_TIME, name)
@@ -120,7 +132,7 @@ def _observed(  # noqa: C901 - one class
                 fairy = kind.connect(self)
             except BaseException as error:
                 answered()
-                _refused(self, error)
+                _refused(self, error, place)
                 raise
             answered()
             try:
@@ -131,10 +143,11 @@ def _observed(  # noqa: C901 - one class
                 entry = fairy._connection_record
                 holders = self.holders
                 if entry not in holders:  # one that is shared may be out already
-                    holders[entry] = holder = Holder()
+                    holder = Holder()
                     holder.since = now
                     holder.place = place()
                     holder.session = None
+                    holders[entry] = holder  # whole, as another thread may look at once
             except Exception as fault:  # noqa: BLE001 - never the application's trouble
                 if type(self) is not kind:  # else another thread has given it back meanwhile
                     caught("pools", fault)
@@ -199,19 +212,33 @@ def _timed(create: Callable[[Any], Any], meter: Meter) -> Callable[[Any], Any]:
     return timed
 
 
-def _refused(pool: Any, error: BaseException) -> None:
+def _refused(pool: Any, error: BaseException, place: Callable[[], Place | None]) -> None:
     record = connection_refused(pool._dialect, error)
     try:
         if isinstance(error, PoolTimeoutError):
             meter: Meter = pool.observed_meter
             meter.timeouts.hit()
-            report = report_exhaustion(meter.name, pool, list(pool.holders.values()))
+            held = list(pool.holders.values())
+            waiting = describe_waiter(record, place(), held)
+            if waiting["holds"]:
+                LEDGER.tally(catalog.POOL_NESTED_TIMEOUTS, meter.name).hit()
+            report = report_exhaustion(meter.name, pool, held, waiting)
             if record is None:
                 pool_exhausted(current_mirror(), report)
             else:
                 pool_exhausted(record.span_mirror(), report)
     except Exception as fault:  # noqa: BLE001
         caught("pools", fault)
+
+
+def holder_of(session: ObservedSessionMetrics) -> Holder | None:
+    """The connection that ``session`` holds, or None."""
+    for pool in list(_pools):
+        for holder in list(pool.holders.values()):
+            if holder.session is session:
+                found: Holder = holder
+                return found
+    return None
 
 
 def _count_route(route: str, seconds: float) -> None:
@@ -260,6 +287,22 @@ def hook(engine: Engine, *, holder_lines: bool = True) -> None:
         for name, listener in pool.listeners.by_event.items():
             event.listen(pool, name, listener)
         _begin(pool)
+        _warn_of_many(meter)
+
+
+def _warn_of_many(meter: Meter) -> None:
+    """Say which line makes the engines, where pools of one name multiply."""
+    same = [pool for pool in list(_pools) if pool.observed_meter is meter]
+    in_use = sum(not pool.holders.replaced for pool in same)
+    if in_use >= meter.pools_to_warn_of:
+        meter.pools_to_warn_of *= 2
+        bound = current_binding.get()
+        logger.warning(
+            "%d pools lead to %r, where one engine would do: the last was made at %s, request %s, "
+            "route %s",
+            in_use, meter.name, line_of(place_of_engine()) or "an unknown place",
+            one_line(bound.request_id) or "unknown", one_line(bound.route) or "unknown",
+        )  # fmt: skip
 
 
 def unhook(engine: Engine) -> None:
