@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BARE = "SQLAlchemy alone"
 METRICS = "ours: all metrics"
 SAMPLED = "ours: all metrics, session and statement span sampled"
+MANY = "ours: all metrics, multi-process mode"
 
 
 class Discard(SpanExporter):
@@ -172,7 +173,7 @@ PEERS: dict[str, Peer] = {
     "ours: all metrics, spans unsampled": ours(ALWAYS_OFF),
     SAMPLED: ours(ALWAYS_ON),
     "ours: all metrics, session span sampled": ours(ALWAYS_ON, statement_spans=False),
-    "ours: all metrics, multi-process mode": many_processes,
+    MANY: many_processes,
     "opentelemetry-instrumentation-sqlalchemy, no SDK": usual(),
     "opentelemetry-instrumentation-sqlalchemy, 1 % sampled": usual(TraceIdRatioBased(0.01)),
     "opentelemetry-instrumentation-sqlalchemy, all sampled": usual(ALWAYS_ON),

@@ -6,6 +6,7 @@ A work makes, for a peer, the function that is timed, and says how many sessions
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +26,8 @@ STATEMENTS = 10
 THREADS = 8
 TASK_SESSIONS = 20
 THREAD_SESSIONS = 25
+PROCESSES = 4
+PROCESS_SESSIONS = 100
 
 
 class Base(DeclarativeBase):
@@ -139,6 +142,25 @@ def threads(peer: Peer, _: str) -> Work:
     return Work(run, THREADS * THREAD_SESSIONS)
 
 
+_of_child: list[Callable[[], None]] = []
+
+
+def _begin_child(peer: Peer) -> None:
+    _of_child.append(one_statement(in_memory(peer)))
+
+
+def _several_in_child(sessions: int) -> None:
+    for _ in range(sessions):
+        _of_child[0]()
+
+
+def processes(peer: Peer, _: str) -> Work:
+    """Four processes with sessions of one statement, each on its own in-memory SQLite."""
+    pool = multiprocessing.get_context("fork").Pool(PROCESSES, _begin_child, (peer,))
+    shares = [PROCESS_SESSIONS] * PROCESSES
+    return Work(lambda: pool.map(_several_in_child, shares, 1), PROCESSES * PROCESS_SESSIONS)
+
+
 def psycopg(peer: Peer, url: str) -> Work:
     """A session of one statement on PostgreSQL over a local socket, by psycopg 3."""
     engine = create_engine(url)
@@ -171,6 +193,7 @@ WORKS: dict[str, Callable[[Peer, str], Work]] = {
     "load": load,
     "flush": flush,
     "threads": threads,
+    "processes": processes,
     "psycopg": psycopg,
     "asyncpg": asyncpg,
 }
