@@ -6,7 +6,7 @@ SHELL := /bin/bash
 DEV := .venv/bin
 DEMO := .venv-demo/bin
 
-.PHONY: help demo test check fuzz soak servers incidents bench dashboards matrix constraints clean
+.PHONY: help demo test check fuzz soak servers incidents bench dashboards pictures matrix constraints clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -42,6 +42,9 @@ bench: .venv/ready  ## The figures in the README, measured here
 
 dashboards: .venv/ready  ## Write grafana/dashboards and grafana/rules from grafana/generate
 	$(DEV)/python -m grafana.generate
+
+pictures: .venv/ready  ## The pictures in docs/, taken by Chromium of the demo
+	$(DEV)/python scripts/pictures.py
 
 matrix:  ## Tests on Python 3.10-3.13 x SQLAlchemy 2.0 and 2.1, and on the oldest versions supported
 	@$(PYTHON) scripts/matrix.py $(ARGS)

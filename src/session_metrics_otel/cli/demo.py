@@ -18,12 +18,16 @@ from wsgiref.simple_server import make_server
 from opentelemetry import trace
 from prometheus_client import REGISTRY, start_http_server
 
+from session_metrics_otel.web.live_page import LivePage
+
 from .order_service import OrderService, QuietHandler, ThreadingServer
 from .starve import starve
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 HOST = "127.0.0.1"
 METRICS_PORT = 9464
@@ -85,7 +89,9 @@ def run(options: argparse.Namespace) -> None:
         service = OrderService(Path(folder), OUTAGE)
         classes = {"server_class": ThreadingServer, "handler_class": QuietHandler}
         server = _listen(
-            "--port", options.port, lambda port: make_server(options.host, port, service, **classes)
+            "--port",
+            options.port,
+            lambda port: make_server(options.host, port, _with_page(service), **classes),
         )
         metrics, _ = _listen(
             "--metrics-port",
@@ -94,6 +100,7 @@ def run(options: argparse.Namespace) -> None:
         )
         print(f"Service:  http://{HOST}:{server.server_port}/orders")
         print(f"Metrics:  http://{HOST}:{metrics.server_port}/metrics")
+        print(f"Page:     http://{HOST}:{server.server_port}/sessionz")
         print(f"Spans:    {os.environ.get('OTEL_EXPORTER_OTLP_ENDPOINT') or _NO_SPANS}")
         print("Stop with Ctrl-C.", flush=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -115,6 +122,17 @@ def run(options: argparse.Namespace) -> None:
 
 
 _NO_SPANS = "none (set OTEL_EXPORTER_OTLP_ENDPOINT, such as http://127.0.0.1:4318, to have them)"
+
+
+def _with_page(service: OrderService) -> Any:
+    """The service, and the live page beside it."""
+    page = LivePage()
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        inside = page.wsgi if environ["PATH_INFO"].startswith("/sessionz") else service
+        return inside(environ, start_response)
+
+    return application
 
 
 def _listen(option: str, port: int, start: Any) -> Any:
