@@ -79,7 +79,6 @@ def measure(*, quick: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         "works": {},
-        "single": {},
     }
     with postgresql() as server:
         for version in SQLALCHEMYS:
@@ -100,20 +99,29 @@ def measure(*, quick: bool) -> dict[str, Any]:
                 found["works"].setdefault(version, {})[work] = {
                     peer: told._asdict() for peer, told in measured.items()
                 }
-    python = environment(SQLALCHEMYS[0])
+    return {**found, "single": measure_single()}
+
+
+def measure_single() -> dict[str, dict[str, float]]:
+    """What is measured once."""
+    python, found = environment(SQLALCHEMYS[0]), {}
     for name in SINGLE:
         print(f"{name} ...", file=sys.stderr, flush=True)
         command = [str(python), str(ROOT / "benchmarks" / "single.py"), name]
         said = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-        found["single"][name] = json.loads(said.stdout)
+        found[name] = json.loads(said.stdout)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="measure less; write nothing")
+    parser.add_argument("--single", action="store_true", help="measure anew what is measured once")
     args = parser.parse_args()
-    found = measure(quick=args.quick)
+    if args.single:
+        found = {**json.loads(RESULTS.read_text()), "single": measure_single()}
+    else:
+        found = measure(quick=args.quick)
     if not args.quick:
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(found["machine"])

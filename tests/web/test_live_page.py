@@ -8,6 +8,7 @@ from wsgiref.util import setup_testing_defaults
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import QueuePool
@@ -100,6 +101,27 @@ class TestDocument:
         ids = {session["session_id"] for session in document["sessions"]}
         assert ids == {f"s-{n}" for n in range(SHOWN)}
         del records
+
+    def test_no_value_of_a_statement_is_on_it(self, new_engine):
+        orders = sessionmaker(new_engine())
+        instrument(orders, name="orders")
+        with orders() as session:
+            session.execute(text("select 'hunter2', :given"), {"given": "hunter2"})
+            body = get(LivePage())[2].decode()
+        uninstrument(orders)
+        assert '"last_statement": "SELECT"' in body
+        assert "hunter2" not in body
+
+    def test_no_password_is_on_it(self, new_engine):
+        pytest.importorskip("psycopg")
+        orders = sessionmaker(new_engine("postgresql+psycopg://ann:hunter2@127.0.0.1:1/shop"))
+        instrument(orders, name="orders")
+        with orders() as session, pytest.raises(OperationalError):
+            session.execute(text("select 1"))
+        body = get(LivePage())[2].decode()
+        uninstrument(orders)
+        assert "127.0.0.1:1/shop" in body
+        assert "hunter2" not in body
 
     def test_any_text_is_json(self):
         record = SessionMetrics(HOSTILE, HOSTILE)
