@@ -11,8 +11,9 @@ import sqlalchemy
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from session_metrics_otel import application_sessions
 from session_metrics_otel.catalog import DEFAULT_FACTORY
-from session_metrics_otel.hooks import pools
+from session_metrics_otel.hooks import holders, pools
 from session_metrics_otel.ledger import LEDGER
 
 if TYPE_CHECKING:
@@ -71,8 +72,12 @@ def counted_in(folder: Path, factory: str = "default") -> dict[str, float]:
 
 
 def forget_everything() -> None:
-    """Begin again with nothing counted and no series."""
+    """Begin again with nothing counted, no series, no report, and no name met."""
     LEDGER.forget()
+    for names in (application_sessions._names, holders.routes):
+        names._known.clear()
+    holders._reports.clear()
+    holders._last_report.clear()
     for name in [name for name in LEDGER._factories if name != DEFAULT_FACTORY]:
         del LEDGER._factories[name]
     for metric, labels in list(LEDGER._series):
@@ -80,3 +85,4 @@ def forget_everything() -> None:
             del LEDGER._series[metric, labels]
     LEDGER._factories[DEFAULT_FACTORY].seen = False
     pools._meters.clear()
+    pools._pools.clear()  # an engine of an earlier test may be alive still
