@@ -132,7 +132,7 @@ def _observed(  # noqa: C901 - one class
                 fairy = kind.connect(self)
             except BaseException as error:
                 answered()
-                _refused(self, error, place)
+                _refused(self, meter, error, place)
                 raise
             answered()
             try:
@@ -141,16 +141,16 @@ def _observed(  # noqa: C901 - one class
                 if len(waits) > PENDING_LIMIT:
                     wait_time.fold_if_free()
                 entry = fairy._connection_record
-                holders = self.holders
-                if entry not in holders:  # one that is shared may be out already
+                holders = getattr(self, "holders", None)  # None: given back meanwhile
+                # One that is shared may be out already.
+                if holders is not None and entry not in holders:
                     holder = Holder()
                     holder.since = now
                     holder.place = place()
                     holder.session = None
                     holders[entry] = holder  # whole, as another thread may look at once
             except Exception as fault:  # noqa: BLE001 - never the application's trouble
-                if type(self) is not kind:  # else another thread has given it back meanwhile
-                    caught("pools", fault)
+                caught("pools", fault)
             return fairy
 
         def _do_return_conn(self, record: Any) -> None:
@@ -202,6 +202,14 @@ def _begin(pool: Any) -> None:
     _pools.add(pool)
 
 
+def _observed_pools() -> Iterator[tuple[Any, Meter, _Holders]]:
+    """The pools, each with its meter and who holds its connections."""
+    for pool in list(_pools):
+        meter, holders = getattr(pool, "observed_meter", None), vars(pool).get("holders")
+        if meter is not None and holders is not None:  # else it is being given back just now
+            yield pool, meter, holders
+
+
 def _timed(create: Callable[[Any], Any], meter: Meter) -> Callable[[Any], Any]:
     def timed(entry: Any) -> Any:
         began = perf_counter()
@@ -212,13 +220,14 @@ def _timed(create: Callable[[Any], Any], meter: Meter) -> Callable[[Any], Any]:
     return timed
 
 
-def _refused(pool: Any, error: BaseException, place: Callable[[], Place | None]) -> None:
+def _refused(
+    pool: Any, meter: Meter, error: BaseException, place: Callable[[], Place | None]
+) -> None:
     record = connection_refused(pool._dialect, error)
     try:
         if isinstance(error, PoolTimeoutError):
-            meter: Meter = pool.observed_meter
             meter.timeouts.hit()
-            held = list(pool.holders.values())
+            held = list(getattr(pool, "holders", {}).values())
             waiting = describe_waiter(record, place(), held)
             if waiting["holds"]:
                 LEDGER.tally(catalog.POOL_NESTED_TIMEOUTS, meter.name).hit()
@@ -233,11 +242,10 @@ def _refused(pool: Any, error: BaseException, place: Callable[[], Place | None])
 
 def holder_of(session: ObservedSessionMetrics) -> Holder | None:
     """The connection that ``session`` holds, or None."""
-    for pool in list(_pools):
-        for holder in list(pool.holders.values()):
+    for _, _, holders in _observed_pools():
+        for holder in list(holders.values()):
             if holder.session is session:
-                found: Holder = holder
-                return found
+                return holder
     return None
 
 
@@ -279,6 +287,7 @@ def hook(engine: Engine, *, holder_lines: bool = True) -> None:
     pool: Any = engine.pool
     if not hasattr(pool, "observed_meter"):
         meter = _meter(pool_name(engine))
+        pool.holders = _Holders()
         pool.__class__ = _observed(
             type(pool), meter, place_of_checkout if holder_lines else _nowhere
         )
@@ -286,14 +295,13 @@ def hook(engine: Engine, *, holder_lines: bool = True) -> None:
         type(pool).listeners = _Listeners(meter)
         for name, listener in pool.listeners.by_event.items():
             event.listen(pool, name, listener)
-        _begin(pool)
+        _pools.add(pool)
         _warn_of_many(meter)
 
 
 def _warn_of_many(meter: Meter) -> None:
     """Say which line makes the engines, where pools of one name multiply."""
-    same = [pool for pool in list(_pools) if pool.observed_meter is meter]
-    in_use = sum(not pool.holders.replaced for pool in same)
+    in_use = sum(its is meter and not holders.replaced for _, its, holders in _observed_pools())
     if in_use >= meter.pools_to_warn_of:
         meter.pools_to_warn_of *= 2
         bound = current_binding.get()
@@ -370,11 +378,11 @@ def _read() -> Iterator[tuple[Metric, Labels, float]]:
     def add(metric: Metric, labels: Labels, value: float) -> None:
         sums[metric, labels] = sums.get((metric, labels), 0) + value
 
-    for pool in list(_pools):
-        name = pool.observed_meter.name
-        used = len(pool.holders)
+    for pool, its, holders in _observed_pools():
+        name = its.name
+        used = len(holders)
         add(catalog.CONNECTION_COUNT, (name, "used"), used)
-        if pool.holders.replaced:
+        if holders.replaced:
             continue
         add(catalog.POOLS, (name,), 1)
         idle = _idle(pool, used)
@@ -398,8 +406,8 @@ def _forget() -> None:
     """Leave to the parent what is the parent's, in a child after ``fork``."""
     for meter in _meters.values():
         meter.forget()
-    for pool in list(_pools):
-        pool.holders.clear()
+    for _, _, holders in _observed_pools():
+        holders.clear()
 
 
 if hasattr(os, "register_at_fork"):
