@@ -18,7 +18,6 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from reading import counted, value
 from sqlalchemy import text
-from sqlalchemy.pool import QueuePool
 
 from session_metrics_otel import prometheus
 
@@ -160,39 +159,6 @@ class TestClock:
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the signal needs a timer of POSIX")
 class TestSignals:
-    def test_a_handler_that_uses_a_session_while_another_is_in_use(self, new_engine):
-        handled = []
-
-        def work(maker):
-            def handler(_signal, _frame):
-                with maker() as session:
-                    handled.append(session.scalar(text("select 1")))
-
-            before = signal.signal(signal.SIGALRM, handler)
-            done = 0
-            try:
-                while len(handled) < 20:
-                    # One at a time: handlers within handlers would empty the pool.
-                    signal.setitimer(signal.ITIMER_REAL, 0.001)
-                    awaited = len(handled) + 1
-                    while len(handled) < awaited:
-                        with maker() as session:
-                            session.scalar(text("select 1"))
-                        done += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, before)
-            return done
-
-        done = instrumented(
-            lambda: new_engine(poolclass=QueuePool, connect_args={"check_same_thread": False}),
-            work,
-        )
-        assert handled == [1] * len(handled)
-        assert counted(FACTORY)["creations success"] == done + len(handled)
-        assert counted(FACTORY)["queries"] == done + len(handled)
-        assert counted(FACTORY).get("sqlalchemy_sessions active") is None
-
     def test_a_handler_that_raises_ends_the_work_as_it_would(self, new_engine):
         class Stop(BaseException):
             pass
