@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.models import dashboard
 
-from .panel import DATASOURCE
+from .panel import DATASOURCE, Query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +30,32 @@ VARIABLES = {
     "pool": f"label_values(sqlalchemy_pools{{{INSTANCE}}}, db_client_connection_pool_name)",
 }
 """What can be chosen, by name: Grafana's query for the choices."""
+
+
+def rate(by: str, metric: str, where: str) -> Query:
+    """How fast ``metric`` rises, for each value of the label ``by``."""
+    return Query(_rate(by, metric, where), f"{{{{{by}}}}}")
+
+
+def quantile(q: float, metric: str, where: str, by: str) -> Query:
+    """The ``q`` quantile of the histogram ``metric``, for each value of the label ``by``."""
+    return Query(_quantile(q, metric, where, f"le, {by}"), f"{{{{{by}}}}}")
+
+
+def quantiles(metric: str, where: str, *named: tuple[float, str]) -> list[Query]:
+    """Some quantiles of the histogram ``metric``, by their names."""
+    return [Query(_quantile(q, metric, where, "le"), name) for q, name in named]
+
+
+def _rate(by: str, metric: str, where: str) -> str:
+    return f"sum by ({by}) (rate({metric}{{{where}}}[{RATE}]))"
+
+
+def _quantile(q: float, metric: str, where: str, by: str) -> str:
+    return f"histogram_quantile({q}, {_rate(by, f'{metric}_bucket', where)})"
+
+
+MEDIAN, MOST, NEARLY_ALL = (0.5, "median"), (0.95, "95 %"), (0.99, "99 %")
 
 
 @dataclass(frozen=True)

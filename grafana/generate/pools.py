@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from .board import INSTANCE, POOL, RATE, Board
+from .board import INSTANCE, MEDIAN, MOST, NEARLY_ALL, POOL, RATE, Board, quantile, quantiles, rate
 from .panel import AMBER, GREEN, RED, Panel, Query
 
 _BY = "db_client_connection_pool_name"
 _NAME = f"{{{{{_BY}}}}}"
 
 
-def _quantiles(metric: str, *, where: str = POOL) -> list[Query]:
-    rate = f"sum by (le) (rate({metric}_bucket{{{where}}}[{RATE}]))"
-    return [
-        Query(f"histogram_quantile({q}, {rate})", legend)
-        for q, legend in ((0.5, "median"), (0.95, "95 %"), (0.99, "99 %"))
-    ]
-
-
 def _sum(metric: str) -> str:
     return f"sum by ({_BY}) ({metric}{{{POOL}}})"
 
 
+_SPREAD = (MEDIAN, MOST, NEARLY_ALL)
+_OPERATION = "db_client_operation_duration_seconds"
 _USED = f'sum by ({_BY}) (db_client_connection_count{{{POOL},db_client_connection_state="used"}})'
 
 POOLS = Board(
@@ -76,31 +70,25 @@ POOLS = Board(
                 "Wait for a connection",
                 "Time to have a connection, opening one included. Growth here is felt by every "
                 "request; compare with the time to open one.",
-                _quantiles("db_client_connection_wait_time_seconds"),
+                quantiles("db_client_connection_wait_time_seconds", POOL, *_SPREAD),
                 unit="s",
             ),
             Panel(
                 "Connections held",
                 "Time between checkout and return. A long tail is work held across something slow.",
-                _quantiles("db_client_connection_use_time_seconds"),
+                quantiles("db_client_connection_use_time_seconds", POOL, *_SPREAD),
                 unit="s",
             ),
             Panel(
                 "Time to open a connection",
                 "Slow opening is the database's, the network's or TLS's.",
-                _quantiles("db_client_connection_create_time_seconds"),
+                quantiles("db_client_connection_create_time_seconds", POOL, *_SPREAD),
                 unit="s",
             ),
             Panel(
                 "Connections opened",
                 "As many as requests is a pool that keeps none (NullPool), or one made per request.",
-                [
-                    Query(
-                        f"sum by ({_BY}) (rate(db_client_connection_create_time_seconds_count"
-                        f"{{{POOL}}}[{RATE}]))",
-                        _NAME,
-                    )
-                ],
+                [rate(_BY, "db_client_connection_create_time_seconds_count", POOL)],
                 unit="cps",
             ),
             Panel(
@@ -122,26 +110,14 @@ POOLS = Board(
             Panel(
                 "Statements by operation",
                 "Statements answered each second; text() has no operation.",
-                [
-                    Query(
-                        "sum by (db_operation_name) (rate(db_client_operation_duration_seconds_count"
-                        f"{{{INSTANCE}}}[{RATE}]))",
-                        "{{db_operation_name}}",
-                    )
-                ],
+                [rate("db_operation_name", f"{_OPERATION}_count", INSTANCE)],
                 unit="cps",
             ),
             Panel(
                 "Latency by operation, 95 %",
                 "From sending a statement to its answer. One operation that climbs is a lock or a "
                 "missing index; all of them, the database's load.",
-                [
-                    Query(
-                        "histogram_quantile(0.95, sum by (le, db_operation_name) (rate("
-                        f"db_client_operation_duration_seconds_bucket{{{INSTANCE}}}[{RATE}])))",
-                        "{{db_operation_name}}",
-                    )
-                ],
+                [quantile(0.95, _OPERATION, INSTANCE, "db_operation_name")],
                 unit="s",
             ),
             Panel(
@@ -160,13 +136,7 @@ POOLS = Board(
             Panel(
                 "Statements that failed",
                 "By the driver's exception or SQLSTATE.",
-                [
-                    Query(
-                        "sum by (error_type) (rate(db_client_operation_duration_seconds_count"
-                        f'{{{INSTANCE},error_type!=""}}[{RATE}]))',
-                        "{{error_type}}",
-                    )
-                ],
+                [rate("error_type", f"{_OPERATION}_count", f'{INSTANCE},error_type!=""')],
                 unit="cps",
                 quiet=True,
                 empty="none failed",
@@ -174,7 +144,7 @@ POOLS = Board(
             Panel(
                 "Rows returned",
                 "By drivers that say so at once (not SQLite). A long tail is a missing LIMIT.",
-                _quantiles("db_client_response_returned_rows", where=INSTANCE),
+                quantiles("db_client_response_returned_rows", INSTANCE, *_SPREAD),
                 width=16,
                 quiet=True,
                 empty="the driver does not say",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .board import INSTANCE, RATE, Board
+from .board import INSTANCE, Board, quantile, rate
 from .panel import Panel, Query
 
 _USE = "sqlalchemy_route_connection_use_time_seconds"
@@ -18,38 +18,21 @@ ROUTES = Board(
                 "Connections held on average, by route",
                 "Seconds of connection per second: 2 is two connections held all the time. The top "
                 "band is who eats the pool. Nothing here: the middleware is not in place.",
-                [
-                    Query(
-                        f"sum by (http_route) (rate({_USE}_sum{{{INSTANCE}}}[{RATE}]))",
-                        "{{http_route}}",
-                    )
-                ],
+                [rate("http_route", f"{_USE}_sum", INSTANCE)],
                 width=12,
                 stacked=True,
             ),
             Panel(
                 "Time a request holds a connection, 95 %",
                 "A route far above the others does something slow between its statements.",
-                [
-                    Query(
-                        "histogram_quantile(0.95, sum by (le, http_route) "
-                        f"(rate({_USE}_bucket{{{INSTANCE}}}[{RATE}])))",
-                        "{{http_route}}",
-                    )
-                ],
+                [quantile(0.95, _USE, INSTANCE, "http_route")],
                 unit="s",
                 width=12,
             ),
             Panel(
                 "Sessions by route",
                 "Sessions closed each second.",
-                [
-                    Query(
-                        "sum by (http_route) (rate(sqlalchemy_route_sessions_total"
-                        f"{{{INSTANCE}}}[{RATE}]))",
-                        "{{http_route}}",
-                    )
-                ],
+                [rate("http_route", "sqlalchemy_route_sessions_total", INSTANCE)],
                 unit="cps",
                 width=12,
             ),

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from .board import FACTORY, RATE, Board
+from .board import FACTORY, MEDIAN, MOST, RATE, Board, quantile, quantiles, rate
 from .panel import AMBER, GREEN, RED, Panel, Query
 
 
 def _creations(by: str = "", window: str = RATE) -> str:
     """The success rate of creation: successes over successes and failures."""
-    rate = f"rate(sqlalchemy_session_creations_total{{{FACTORY},outcome{{}}}}[{window}])"
+    rates = f"rate(sqlalchemy_session_creations_total{{{FACTORY},outcome{{}}}}[{window}])"
     group = f" by ({by})" if by else ""
-    success = rate.replace("{}", '="success"')
-    tried = rate.replace("{}", '=~"success|failure"')
+    success = rates.replace("{}", '="success"')
+    tried = rates.replace("{}", '=~"success|failure"')
     return f"sum{group} ({success}) / sum{group} ({tried})"
-
-
-def _quantile(q: float, metric: str) -> str:
-    return f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket{{{FACTORY}}}[{RATE}])))"
-
-
-def _sum(metric: str, by: str) -> str:
-    return f"sum by ({by}) (rate({metric}{{{FACTORY}}}[{RATE}]))"
 
 
 _SUCCESS = [(RED, None), (AMBER, 0.99), (GREEN, 0.999)]
@@ -83,7 +75,7 @@ SESSIONS = Board(
                 "Creations by outcome",
                 "Success, failure, and unused: closed having done nothing. Many unused are sessions "
                 "opened for requests that need none; they cost nothing of the pool.",
-                [Query(_sum("sqlalchemy_session_creations_total", "outcome"), "{{outcome}}")],
+                [rate("outcome", "sqlalchemy_session_creations_total", FACTORY)],
                 unit="cps",
                 stacked=True,
             ),
@@ -91,10 +83,7 @@ SESSIONS = Board(
                 "Time to the first connection",
                 "From a session's creation to its first connection. Growth is waiting for the pool or "
                 "slow connecting; but work done before the first statement counts as well.",
-                [
-                    Query(_quantile(0.5, "sqlalchemy_session_creation_duration_seconds"), "median"),
-                    Query(_quantile(0.95, "sqlalchemy_session_creation_duration_seconds"), "95 %"),
-                ],
+                quantiles("sqlalchemy_session_creation_duration_seconds", FACTORY, MEDIAN, MOST),
                 unit="s",
             ),
         ],
@@ -131,13 +120,7 @@ SESSIONS = Board(
                 "Duration of sessions",
                 "From creation to close. A second band that appears is work held across something "
                 "slow. The dots are exemplars: each opens the trace of a session in that bucket.",
-                [
-                    Query(
-                        "sum by (le) (rate(sqlalchemy_session_duration_seconds_bucket"
-                        f"{{{FACTORY}}}[{RATE}]))",
-                        "{{le}}",
-                    )
-                ],
+                [rate("le", "sqlalchemy_session_duration_seconds_bucket", FACTORY)],
                 kind="heatmap",
                 unit="s",
                 width=12,
@@ -164,7 +147,7 @@ SESSIONS = Board(
                 "Transactions by outcome",
                 "Committed, rolled back, or closed with neither, as reading sessions are all day. A "
                 "rise of rolled_back is errors or requests given up.",
-                [Query(_sum("sqlalchemy_session_transactions_total", "outcome"), "{{outcome}}")],
+                [rate("outcome", "sqlalchemy_session_transactions_total", FACTORY)],
                 unit="cps",
                 stacked=True,
             ),
@@ -172,11 +155,8 @@ SESSIONS = Board(
                 "Duration of transactions, 95 %",
                 "Long transactions hold locks and connections. Look at the slowest outcome first.",
                 [
-                    Query(
-                        "histogram_quantile(0.95, sum by (le, outcome) (rate("
-                        f"sqlalchemy_session_transaction_duration_seconds_bucket{{{FACTORY}}}"
-                        f"[{RATE}])))",
-                        "{{outcome}}",
+                    quantile(
+                        0.95, "sqlalchemy_session_transaction_duration_seconds", FACTORY, "outcome"
                     )
                 ],
                 unit="s",
@@ -185,16 +165,13 @@ SESSIONS = Board(
                 "Statements per session",
                 "A 95 % line that climbs with the data is an N+1 query: turn repeated_statements on, "
                 "and the span of the session names the statement.",
-                [
-                    Query(_quantile(0.5, "sqlalchemy_session_queries_per_session"), "median"),
-                    Query(_quantile(0.95, "sqlalchemy_session_queries_per_session"), "95 %"),
-                ],
+                quantiles("sqlalchemy_session_queries_per_session", FACTORY, MEDIAN, MOST),
             ),
             Panel(
                 "Errors by type",
                 "Exceptions from the database inside sessions. IntegrityError is often the caller's; "
                 "OperationalError is the database's or the network's.",
-                [Query(_sum("sqlalchemy_session_errors_total", "error_type"), "{{error_type}}")],
+                [rate("error_type", "sqlalchemy_session_errors_total", FACTORY)],
                 unit="cps",
                 quiet=True,
                 empty="no errors",
@@ -202,18 +179,13 @@ SESSIONS = Board(
             Panel(
                 "Objects written",
                 "ORM objects inserted, updated and deleted by flushes.",
-                [Query(_sum("sqlalchemy_session_entities_total", "operation"), "{{operation}}")],
+                [rate("operation", "sqlalchemy_session_entities_total", FACTORY)],
                 unit="cps",
             ),
             Panel(
                 "Optimistic lock failures",
                 "Flushes refused as the row had changed: contention on the same rows.",
-                [
-                    Query(
-                        _sum("sqlalchemy_session_optimistic_lock_failures_total", "factory"),
-                        "{{factory}}",
-                    )
-                ],
+                [rate("factory", "sqlalchemy_session_optimistic_lock_failures_total", FACTORY)],
                 unit="cps",
                 width=12,
             ),
@@ -221,12 +193,7 @@ SESSIONS = Board(
                 "Sessions with repeated statements",
                 "Sessions that sent one statement over and over: N+1 queries, where repeated_statements is "
                 "on. The session's span names the statement.",
-                [
-                    Query(
-                        _sum("sqlalchemy_session_repeated_statements_total", "factory"),
-                        "{{factory}}",
-                    )
-                ],
+                [rate("factory", "sqlalchemy_session_repeated_statements_total", FACTORY)],
                 unit="cps",
                 width=12,
                 quiet=True,
