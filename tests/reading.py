@@ -75,7 +75,7 @@ def forget_everything() -> None:
     """Begin again with nothing counted, no series, no report, and no name met."""
     LEDGER.forget()
     for names in (application_sessions._names, holders.routes):
-        names._known.clear()
+        names.forget()
     holders._reports.clear()
     holders._last_report.clear()
     for name in [name for name in LEDGER._factories if name != DEFAULT_FACTORY]:

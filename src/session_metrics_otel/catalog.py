@@ -103,6 +103,12 @@ class Metric:
         total = "_total" if self.kind is Kind.COUNTER else ""
         return self.name.replace(".", "_") + suffix + total
 
+    @property
+    def sample_names(self) -> tuple[str, ...]:
+        """The names of its lines on ``/metrics``: a histogram has three kinds of them."""
+        ends = ("_bucket", "_count", "_sum") if self.kind is Kind.HISTOGRAM else ("",)
+        return tuple(f"{self.prometheus_name}{end}" for end in ends)
+
 
 def label_name(attribute: str) -> str:
     """The label on ``/metrics`` for an attribute: dots become underscores."""

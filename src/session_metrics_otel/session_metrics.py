@@ -442,7 +442,7 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         factory = stage.factory
         if stage.state in _HOLDING:
             factory.leaks(GARBAGE_COLLECTED).hit()
-            route, born_at = getattr(self, "route", ""), getattr(self, "born_at", None)
+            route, born_at = self.route, getattr(self, "born_at", None)
             age = self.get_age_seconds()
             COLLECTED.append((factory.name, self.session_id, self.request_id, route, age, born_at))
         mirror = self._mirror

@@ -149,7 +149,7 @@ class Watchdog:
             record._mirror.leaked(reason)
         self._report(LeakReport(
             reason, record.factory, record.session_id, record.request_id,
-            getattr(record, "route", ""), record.get_age_seconds(),
+            record.route, record.get_age_seconds(),
             line_of(getattr(record, "born_at", None)), time.time(), *_work_of(record),
         ))  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from session_metrics_otel.catalog import CATALOG, Kind, label_name
+from session_metrics_otel.catalog import CATALOG, label_name
 
 yaml = pytest.importorskip("yaml")
 
@@ -62,15 +62,11 @@ def of_rules() -> list[Expression]:
 
 def of_catalog() -> dict[str, set[str]]:
     """Every name that a scrape has, with the labels that its series may have."""
-    found = {}
-    for metric in CATALOG:
-        labels = {label_name(name) for name in metric.attributes}
-        name = metric.prometheus_name
-        if metric.kind is Kind.HISTOGRAM:
-            found |= {f"{name}{suffix}": labels for suffix in ("_count", "_sum", "_bucket")}
-        else:
-            found[name] = labels
-    return found
+    return {
+        name: {label_name(attribute) for attribute in metric.attributes}
+        for metric in CATALOG
+        for name in metric.sample_names
+    }
 
 
 def unknown_names(expression: str) -> set[str]:

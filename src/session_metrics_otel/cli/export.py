@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import session_metrics_otel
-from session_metrics_otel.catalog import CATALOG, Kind
+from session_metrics_otel.catalog import CATALOG
 
 if TYPE_CHECKING:
     import argparse
@@ -74,11 +74,7 @@ def export_rules(options: argparse.Namespace) -> None:
 
 def of_job(rules: str, job: str) -> str:
     """``rules`` with every series that is scraped restricted to ``job``."""
-    names = sorted(
-        f"{metric.prometheus_name}{suffix}"
-        for metric in CATALOG
-        for suffix in (("_count", "_sum", "_bucket") if metric.kind is Kind.HISTOGRAM else ("",))
-    )
+    names = [name for metric in CATALOG for name in metric.sample_names]
     matcher = f"job={json.dumps(job)}"
     series = re.compile(rf"(?<![\w:])({'|'.join(names)})(?![\w:])(\{{)?")
 

@@ -108,14 +108,14 @@ def describe_waiter(
     """What the report says of whoever asked in vain, and how many connections it holds itself."""
     bound = current_binding.get() if session is None else session
     request_id = bound.request_id
-    own = [holder for holder in holders if holder.session is not None and request_id]
+    holding = [holder.session for holder in holders if holder.session is not None and request_id]
     return {
         "session_id": "" if session is None else session.session_id,
         "request_id": request_id,
         "route": bound.route,
         "asked_at": line_of(place),
         "made_at": "" if session is None else line_of(session.born_at),
-        "holds": sum(getattr(holder.session, "request_id", "") == request_id for holder in own),
+        "holds": sum(held.request_id == request_id for held in holding),
     }
 
 

@@ -97,7 +97,7 @@ class Observer:
         self._own_spans = spans == "span"
         self._user_id = user_id
         self._tracer = tracer
-        self._own_provider = own_provider or None
+        self._own_provider = own_provider
         self.statements = statements
         self._repeated_statements = repeated_statements
         self.holder_lines = holder_lines

@@ -287,7 +287,7 @@ def hook(engine: Engine, *, holder_lines: bool = True) -> None:
     pool: Any = engine.pool
     if not hasattr(pool, "observed_meter"):
         meter = _meter(pool_name(engine))
-        pool.holders = _Holders()
+        _begin(pool)  # before its class changes: others may be using it
         pool.__class__ = _observed(
             type(pool), meter, place_of_checkout if holder_lines else _nowhere
         )
@@ -295,7 +295,6 @@ def hook(engine: Engine, *, holder_lines: bool = True) -> None:
         type(pool).listeners = _Listeners(meter)
         for name, listener in pool.listeners.by_event.items():
             event.listen(pool, name, listener)
-        _pools.add(pool)
         _warn_of_many(meter)
 
 

@@ -131,23 +131,18 @@ class _ObservedContext:
             caught("tracing", fault)
 
 
-def _text_of(context: ExceptionContext) -> str:
-    return error_text(
-        context.original_exception, parameters=context.parameters, statement=context.statement
-    )
-
-
 def _handle_error(context: ExceptionContext) -> None:
     try:
-        execution = context.execution_context
+        error, execution = context.original_exception, context.execution_context
+        text = error_text(error, parameters=context.parameters, statement=context.statement)
         if isinstance(execution, _ObservedContext):
-            execution._failed(context.original_exception, _text_of(context))
+            execution._failed(error, text)
         connection = context.connection
         record = None if connection is None else record_of(connection)
         if record is not None:
             # The driver's own exception: SQLAlchemy's wrapper quotes the statement's parameters.
             record.statement_ended = perf_counter()
-            record.note_error(context.original_exception, _text_of(context))
+            record.note_error(error, text)
     except Exception as fault:  # noqa: BLE001 - never the statement's trouble
         caught("errors", fault)
 
