@@ -14,7 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from session_metrics_otel import application_sessions
 from session_metrics_otel.catalog import DEFAULT_FACTORY
 from session_metrics_otel.hooks import holders, pools
-from session_metrics_otel.ledger import LEDGER
+from session_metrics_otel.ledger import COLLECTED, LEDGER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +78,7 @@ def forget_everything() -> None:
         names.forget()
     holders._reports.clear()
     holders._last_report.clear()
+    COLLECTED.clear()
     for name in [name for name in LEDGER._factories if name != DEFAULT_FACTORY]:
         del LEDGER._factories[name]
     for metric, labels in list(LEDGER._series):

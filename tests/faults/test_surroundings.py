@@ -18,6 +18,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from reading import counted, value
 from sqlalchemy import text
+from sqlalchemy.pool import QueuePool
 
 from session_metrics_otel import prometheus
 
@@ -159,6 +160,44 @@ class TestClock:
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the signal needs a timer of POSIX")
 class TestSignals:
+    def test_a_handler_that_uses_a_session_while_another_is_in_use(self, new_engine):
+        """One made before: SQLAlchemy takes a lock to make one, and a handler may come inside."""
+        handled = []
+
+        def work(maker):
+            # Both connections are there: to open one the pool takes a lock, too.
+            with maker() as mine, maker() as others:
+                for session in (mine, others):
+                    session.scalar(text("select 1"))
+            mine, handlers = maker(), maker()
+
+            def handler(_signal, _frame):
+                with handlers:
+                    handled.append(handlers.scalar(text("select 1")))
+
+            before = signal.signal(signal.SIGALRM, handler)
+            done = 0
+            try:
+                for awaited in range(1, 21):
+                    signal.setitimer(signal.ITIMER_REAL, 0.001)
+                    while len(handled) < awaited:
+                        with mine:
+                            mine.scalar(text("select 1"))
+                        done += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+            return done
+
+        done = instrumented(
+            lambda: new_engine(poolclass=QueuePool, connect_args={"check_same_thread": False}),
+            work,
+        )
+        assert handled == [1] * 20
+        found = counted(FACTORY)
+        assert found["creations success"] == found["queries"] == done + 20 + 2
+        assert not [key for key in found if key.startswith("sqlalchemy_sessions ")]
+
     def test_a_handler_that_raises_ends_the_work_as_it_would(self, new_engine):
         class Stop(BaseException):
             pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime, timedelta, timezone
 from wsgiref.util import setup_testing_defaults
 
 import pytest
@@ -100,6 +101,15 @@ class TestDocument:
         assert len(document["sessions"]) == SHOWN
         ids = {session["session_id"] for session in document["sessions"]}
         assert ids == {f"s-{n}" for n in range(SHOWN)}
+        del records
+
+    def test_the_oldest_of_every_factory_are_among_those_shown(self):
+        early = datetime.now(timezone.utc) - timedelta(hours=1)
+        records = [SessionMetrics(f"young-{n}", factory="many") for n in range(SHOWN + 10)]
+        records += [SessionMetrics("old", factory="few", created_at=early)]
+        shown = LivePage().document()["sessions"]
+        assert len(shown) == SHOWN
+        assert shown[0]["session_id"] == "old"
         del records
 
     def test_no_value_of_a_statement_is_on_it(self, new_engine):

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from hashlib import sha256
 from ipaddress import ip_address
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     Response = tuple[int, str, bytes]
 
 SHOWN = 500
-"""Sessions that are shown, the oldest of each factory first; the rest is a number."""
+"""Sessions that are shown, the oldest first; the rest is a number."""
 
 POINTS = 150
 """Looks that the plots go back."""
@@ -120,13 +119,12 @@ class LivePage:
         """
         self._look()
         factories = LEDGER.factories()
-        oldest = islice(chain.from_iterable(_in_turn(factories)), SHOWN)
-        sessions = [self._describe(record) for record in oldest]
+        oldest = sorted(_oldest_of_each(factories), key=lambda record: -record.get_age_seconds())
         return {
             "at": datetime.now(timezone.utc).isoformat(),
             "process": os.getpid(),
             "open": sum(len(factory.live) for factory in factories),
-            "sessions": sorted(sessions, key=lambda session: -session["age_seconds"]),
+            "sessions": [self._describe(record) for record in oldest[:SHOWN]],
             "exhaustions": exhaustion_reports()[::-1],
             "leaks": [asdict(report) for report in leak_reports()[::-1]],
             "history": list(self._history),
@@ -214,9 +212,11 @@ class LivePage:
         )
 
 
-def _in_turn(factories: Iterable[Any]) -> Iterator[Iterator[DatabaseSessionMetrics]]:
+def _oldest_of_each(factories: Iterable[Any]) -> Iterator[DatabaseSessionMetrics]:
     for factory in factories:
         factory.wake()
         # Copied in one step, as others open and close sessions meanwhile.
-        references = list(factory.live.values())[:SHOWN]
-        yield (record for reference in references if (record := reference()) is not None)
+        for reference in list(factory.live.values())[:SHOWN]:
+            record = reference()
+            if record is not None:
+                yield record
