@@ -6,7 +6,7 @@ SHELL := /bin/bash
 DEV := .venv/bin
 DEMO := .venv-demo/bin
 
-.PHONY: help demo test check fuzz soak servers incidents bench dashboards pictures matrix constraints clean
+.PHONY: help demo test check fuzz soak servers incidents bench dashboards reference docs pictures matrix constraints clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -43,6 +43,15 @@ bench: .venv/ready  ## The figures in the README, measured here
 dashboards: .venv/ready  ## Write grafana/dashboards and grafana/rules from grafana/generate
 	$(DEV)/python -m grafana.generate
 
+reference: .venv/ready  ## Write docs/reference from the code
+	$(DEV)/python scripts/reference.py
+
+docs: .venv/ready  ## The documentation's site, docs/_build/index.html; needs Python 3.11
+	$(DEV)/python scripts/reference.py --check
+	$(DEV)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+	@! grep -rnE '(src|<link[^>]*href)="(https?:)?//' docs/_build --include='*.html' || \
+	    { echo "The pages above load something from elsewhere."; exit 1; }
+
 pictures: .venv/ready  ## The pictures in docs/, taken by Chromium of the demo
 	$(DEV)/python scripts/pictures.py
 
@@ -53,7 +62,7 @@ constraints:  ## Write constraints.txt anew from the newest releases
 	@$(PYTHON) scripts/constraints.py
 
 clean:  ## Remove what the targets made
-	rm -rf .venv .venv-demo .matrix .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-demo .matrix docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/ready: pyproject.toml constraints.txt scripts/make_venv.py
 	@$(PYTHON) scripts/make_venv.py .venv --group dev
