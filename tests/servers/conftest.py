@@ -7,6 +7,7 @@ import pytest
 
 from servers.chromium_browser import Chromium, chromium_with_profile
 from servers.jaeger_server import Jaeger, jaeger_running
+from servers.packages import Distributions, build
 from servers.postgres_server import Postgres, postgres_running
 from servers.prometheus_server import Prometheus, Promtool, installed_promtool, prometheus_scraping
 
@@ -46,6 +47,11 @@ def promtool() -> Promtool:
 def jaeger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jaeger]:
     with jaeger_running(tmp_path_factory.mktemp("jaeger")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+    return build(tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,47 @@
+"""The code in the pages of the documentation, for tests to run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+_FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_NAMED = re.compile(r"# (\S+\.(?:py|yml|yaml))\n")
+
+
+class Block(NamedTuple):
+    """One fenced block.
+
+    Attributes:
+        language: What follows the fence: ``python``, ``sh``, ``text`` for what a command prints.
+        text: What is inside.
+    """
+
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The file that the block is: its first line is a comment with the name."""
+        found = _NAMED.match(self.text)
+        return found[1] if found else None
+
+
+def blocks(page: str) -> list[Block]:
+    """Those of ``docs/<page>.md``, from top to bottom."""
+    return fenced((DOCS / f"{page}.md").read_text())
+
+
+def fenced(text: str) -> list[Block]:
+    """The fenced blocks of ``text``."""
+    return [Block(*found) for found in _FENCED.findall(text)]
+
+
+def write_files(page: str, folder: Path) -> None:
+    """Write the files that the page is made of."""
+    for block in blocks(page):
+        if block.file is not None:
+            (folder / block.file).write_text(block.text)
