@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,3 +48,18 @@ def write_files(page: str, folder: Path) -> None:
     for block in blocks(page):
         if block.file is not None:
             (folder / block.file).write_text(block.text)
+
+
+def run(folder: Path, program: str, **environment: str) -> list[str]:
+    """What ``program`` prints, with the files of a page beside it, line by line."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -13,29 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pages import DOCS, blocks, write_files
+from pages import DOCS, blocks, run, write_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SERVED = 'sqlalchemy_session_creations_total{factory="orders",outcome="success"} 1.0'
 ROUTED = 'sqlalchemy_route_sessions_total{factory="orders",http_route="%s"} 1.0'
-
-
-def run(folder: Path, program: str, **environment: str) -> list[str]:
-    """What ``program`` prints, with the files of a page beside it, line by line."""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=folder,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
 
 
 @contextmanager
@@ -143,7 +124,11 @@ print(generate_latest().decode())
 def test_sqlmodel(tmp_path):
     pytest.importorskip("sqlmodel")
     write_files("how-to/sqlmodel", tmp_path)
-    program = "import app; from prometheus_client import generate_latest; print(generate_latest().decode())"
+    program = """
+import app
+from prometheus_client import generate_latest
+print(generate_latest().decode())
+"""
     said = run(tmp_path, program)
     assert said[0] == "tea"
     assert SERVED in said
