@@ -6,7 +6,7 @@ SHELL := /bin/bash
 DEV := .venv/bin
 DEMO := .venv-demo/bin
 
-.PHONY: help demo test check fuzz soak servers incidents bench dashboards reference docs pictures matrix constraints clean
+.PHONY: help demo test check fuzz soak servers incidents bench dashboards reference docs dist pictures matrix constraints clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -51,6 +51,10 @@ docs: .venv/ready  ## The documentation's site, docs/_build/index.html; needs Py
 	$(DEV)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
 	@! grep -rnE '(src|<link[^>]*href)="(https?:)?//' docs/_build --include='*.html' || \
 	    { echo "The pages above load something from elsewhere."; exit 1; }
+
+dist: .venv/ready  ## Wheel and sdist, in dist/
+	rm -rf dist
+	$(DEV)/python -m build --outdir dist
 
 pictures: .venv/ready  ## The pictures in docs/, taken by Chromium of the demo
 	$(DEV)/python scripts/pictures.py
