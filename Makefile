@@ -56,7 +56,8 @@ dist: .venv/ready  ## Wheel and sdist, in dist/
 	rm -rf dist
 	$(DEV)/python -m build --outdir dist
 
-pictures: .venv/ready  ## The pictures in docs/, taken by Chromium of the demo
+pictures: .venv/ready  ## The pictures in docs/: Graphviz, real runs, and Chromium looking at the demo
+	$(DEV)/python scripts/drawings.py
 	$(DEV)/python scripts/pictures.py
 
 matrix:  ## Tests on Python 3.10-3.13 x SQLAlchemy 2.0 and 2.1, and on the oldest versions supported
