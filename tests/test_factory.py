@@ -11,15 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import pytest
-from reading import counted, since_2_0_31
+from reading import counted, since_2_0_31, value
 from sqlalchemy import text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool, StaticPool
 
-from session_metrics_otel import bind, factory, instrument, metrics_for, uninstrument
+from session_metrics_otel import (
+    bind,
+    exhaustion_reports,
+    factory,
+    instrument,
+    metrics_for,
+    uninstrument,
+)
 from session_metrics_otel.factory import RequestScopedSessionFactory
+from session_metrics_otel.watchdog import unwatch, watch
 
 ONE = text("select 1")
 
@@ -240,9 +248,56 @@ class TestFigures:
             assert orders.health_check()["pool_status"] == {
                 "kind": "QueuePool", "size": 1, "checkedout": 1, "checkedin": 0, "overflow": 0,
             }  # fmt: skip
-        assert orders.get_pool_metrics().pool_exhaustion_events == 1
+            with pytest.raises(PoolTimeoutError), engine.connect():
+                pass  # whoever it is that waits in vain, the pool was exhausted
+        figures = orders.get_pool_metrics()
+        pool = {"db_client_connection_pool_name": f"sqlite/{tmp_path}/db"}
+        assert figures.pool_exhaustion_events == 2
+        assert value("db_client_connection_timeouts_total", **pool) == 2
         assert counted("orders")["errors TimeoutError"] == 1
+        (report,) = exhaustion_reports()
+        assert figures.last_pool_exhaustion == datetime.fromisoformat(report["last_at"])
+        assert report["at"] < report["last_at"]
+        assert figures.last_leak_detection is None
         orders.close()
+
+    def test_where_sessions_choose_their_engine_counts_what_they_met(self, new_engine, tmp_path):
+        engine = new_engine(
+            f"sqlite:///{tmp_path}/db", poolclass=QueuePool, pool_size=1, max_overflow=0,
+            pool_timeout=0,
+        )  # fmt: skip
+
+        class Routed(Session):
+            def get_bind(self, *_args, **_options):
+                return engine
+
+        orders = RequestScopedSessionFactory(sessionmaker(class_=Routed), name="orders")
+        with orders.get_request_scoped_session("ada") as first:
+            first.execute(ONE)
+            with (
+                pytest.raises(PoolTimeoutError),
+                orders.get_request_scoped_session("eve") as second,
+            ):
+                second.execute(ONE)
+        figures = orders.get_pool_metrics()
+        assert figures.pool_exhaustion_events == counted("orders")["errors TimeoutError"] == 1
+        assert orders.health_check()["pool_status"] == {"kind": None}
+        orders.close()
+
+    def test_of_a_leak_that_the_watchdog_noticed(self, orders):
+        watchdog = watch(overdue=0.001, idle_in_transaction=60, interval=60)
+        try:
+            with orders.get_request_scoped_session("ada") as session:
+                session.execute(ONE)
+                while metrics_for(session).get_age_seconds() <= 0.001:
+                    pass
+                watchdog.scan()
+                noticed = watchdog.reports[-1].noticed_at
+                figures = orders.get_pool_metrics()
+        finally:
+            unwatch()
+        assert figures.leaked_sessions == 1
+        assert figures.last_leak_detection.timestamp() == pytest.approx(noticed, abs=1e-5)
 
 
 def sum_of(sample):

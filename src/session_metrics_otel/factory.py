@@ -18,12 +18,14 @@ from .application_sessions import ConnectionPoolMetrics
 from .binding import bind, current_binding
 from .catalog import SessionState
 from .faults import caught
+from .hooks.holders import exhaustion_reports
 from .instrument import asyncio_class, factory_name_of, instrument, metrics_for, uninstrument
 from .ledger import LEDGER
 from .series import Distribution
+from .watchdog import leak_reports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -36,7 +38,7 @@ logger = logging.getLogger("session_metrics_otel")
 S = TypeVar("S", bound="Session | AsyncSession")
 
 POOL_TIMEOUT = "TimeoutError"
-"""The ``error.type`` of a session that waited for a connection of the pool in vain."""
+"""The ``error.type`` of a session that waited for a connection of a pool in vain."""
 
 
 class RequestScopedSessionFactory(Generic[S]):
@@ -152,14 +154,29 @@ class RequestScopedSessionFactory(Generic[S]):
             ended, began_again = target == SessionState.CLOSED, origin == SessionState.CLOSED
             closed += (ended - began_again) * count  # type: ignore[operator]
         active = sum(mine[catalog.SESSIONS].values())  # type: ignore[arg-type]
+        pool_name = self._pool_name()
+        if pool_name is None:  # sessions that choose their engine: what they met themselves
+            timeouts = mine[catalog.SESSION_ERRORS].get((POOL_TIMEOUT,), 0)
+        else:
+            timeouts = snapshot[catalog.CONNECTION_TIMEOUTS].get((pool_name,), 0)
         return ConnectionPoolMetrics(
             active_sessions=int(active),
             total_sessions_created=int(active + closed),
             sessions_closed=int(closed),
-            pool_exhaustion_events=int(mine[catalog.SESSION_ERRORS].get((POOL_TIMEOUT,), 0)),  # type: ignore[arg-type]
+            pool_exhaustion_events=int(timeouts),  # type: ignore[arg-type]
             leaked_sessions=int(sum(mine[catalog.SESSION_LEAKS].values())),  # type: ignore[arg-type]
             avg_session_lifetime_ms=_mean(mine[catalog.SESSION_DURATION].get(())) * 1000,
             peak_concurrent_sessions=int(mine[catalog.SESSION_PEAK].get((), 0)),  # type: ignore[arg-type]
+            last_pool_exhaustion=_last(
+                datetime.fromisoformat(report["last_at"])
+                for report in exhaustion_reports()
+                if report["pool"] == pool_name
+            ),
+            last_leak_detection=_last(
+                datetime.fromtimestamp(report.noticed_at, timezone.utc)
+                for report in leak_reports()
+                if report.factory == self.name
+            ),
         )
 
     def get_session_metrics(self) -> dict[str, DatabaseSessionMetrics]:
@@ -191,9 +208,17 @@ class RequestScopedSessionFactory(Generic[S]):
             "pool_status": self._pool_status(),
         }
 
-    def _pool_status(self) -> dict[str, Any]:
+    def _engine(self) -> Any:
+        """The one engine of its sessions, or None: they choose among several."""
         bind_ = self._maker.kw.get("bind")
-        engine = getattr(bind_, "sync_engine", bind_)
+        return getattr(bind_, "sync_engine", bind_)
+
+    def _pool_name(self) -> str | None:
+        meter = getattr(getattr(self._engine(), "pool", None), "observed_meter", None)
+        return None if meter is None else meter.name
+
+    def _pool_status(self) -> dict[str, Any]:
+        engine = self._engine()
         if engine is None:
             return {"kind": None}  # sessions that choose their engine have many pools
         status: dict[str, Any] = {"kind": type(engine.pool).__name__}
@@ -313,6 +338,10 @@ def _mean(value: object) -> float:
     if not isinstance(value, Distribution) or not sum(value.counts):
         return 0.0
     return value.sum / sum(value.counts)
+
+
+def _last(moments: Iterable[datetime]) -> datetime | None:
+    return max(moments, default=None)
 
 
 def _maker_of(target: Any) -> Any:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from threading import Thread
+from time import sleep
 
 import pytest
+from reading import value
+from sqlalchemy import text
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import QueuePool
 
-from session_metrics_otel import SessionMetrics
+from session_metrics_otel import SessionMetrics, instrument, uninstrument
 from session_metrics_otel.web.readiness import Answer, Readiness, readiness
+
+PENDING = "db_client_connection_pending_requests"
 
 
 class Clock:
@@ -98,6 +107,101 @@ def test_sessions_that_did_nothing_do_not_count(probe):
     for _ in range(100):
         SessionMetrics(factory="orders").close()
     assert not probe().ready
+
+
+class TestFullPool:
+    """A pool at its limit, with a request that waits for one of its connections."""
+
+    @pytest.fixture
+    def maker(self, new_engine):
+        engine = new_engine(
+            poolclass=QueuePool,
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=30,
+            pool_logging_name="main",
+            connect_args={"check_same_thread": False},
+        )
+        maker = sessionmaker(engine)
+        instrument(maker, name="orders")
+        return maker
+
+    @contextmanager
+    def starved(self, maker):
+        """Inside, one session holds the connection and another thread waits for it."""
+
+        def wait():
+            with maker() as session:
+                session.scalar(text("select 1"))
+
+        with maker() as holding:
+            holding.scalar(text("select 1"))
+            waiter = Thread(target=wait)
+            waiter.start()
+            while value(PENDING, db_client_connection_pool_name="main") != 1:
+                sleep(0.001)
+            yield
+        waiter.join()
+
+    def test_is_not_ready_once_it_has_been_so_for_long_enough(self, maker, probe, clock):
+        with self.starved(maker):
+            assert probe().ready
+            clock.now += 9
+            assert probe().ready
+            clock.now += 1
+            assert probe() == (
+                False,
+                "pool 'main' has 1 of 1 connections in use, and 1 requests waiting for one",
+            )
+
+    def test_is_ready_again_once_it_has_been_free_for_long_enough(self, maker, probe, clock):
+        with self.starved(maker):
+            probe()
+            clock.now += 10
+            assert not probe().ready
+        assert not probe().ready
+        clock.now += 9
+        assert not probe().ready
+        clock.now += 1
+        assert probe() == (True, "")
+
+    def test_a_look_at_which_nobody_waits_begins_anew(self, maker, probe, clock):
+        with self.starved(maker):
+            assert probe().ready
+        clock.now += 9
+        assert probe().ready
+        with self.starved(maker):
+            clock.now += 9
+            assert probe().ready
+
+    def test_a_pool_that_is_full_and_makes_nobody_wait_is_ready(self, maker, probe, clock):
+        with maker() as session:
+            session.scalar(text("select 1"))
+            probe()
+            clock.now += 60
+            assert probe().ready
+
+    def test_a_pool_that_is_gone_holds_nobody_up(self, maker, probe, clock):
+        with self.starved(maker):
+            probe()
+            clock.now += 10
+            assert not probe().ready
+        uninstrument(maker)
+        assert probe() == (True, "")
+
+    async def test_is_what_a_probe_is_told(self, maker, probe, clock):
+        started, sent = [], []
+
+        async def send(message):
+            sent.append(message)
+
+        with self.starved(maker):
+            probe()
+            clock.now += 10
+            probe.wsgi({}, lambda *args: started.append(args))
+            await probe.asgi({"type": "http"}, None, send)
+        assert started[0][0] == "503 Service Unavailable"
+        assert sent[0]["status"] == 503
 
 
 def test_shares_the_wrong_way_round():

@@ -127,7 +127,8 @@ _lock = threading.Lock()
 def exhaustion_reports() -> list[dict[str, Any]]:
     """The last reports on exhausted pools, newest last.
 
-    Each has ``at`` (ISO 8601), ``pool``, ``timeouts`` (how many requests it speaks for so far),
+    Each has ``at`` (ISO 8601), ``last_at``, when the last of its requests timed out, ``pool``,
+    ``timeouts`` (how many requests it speaks for so far),
     ``nested`` (how many of these held a connection already), ``waiting`` (the first of them: its
     session, request, route, the lines that asked and that made its session, and how many
     connections its own request ``holds``)
@@ -154,13 +155,15 @@ def report_exhaustion(
             for earlier in reversed(_reports):
                 if earlier["pool"] == pool_name:
                     earlier["timeouts"] += 1
+                    earlier["last_at"] = _now()
                     earlier["nested"] += bool(waiting["holds"])
                     return earlier
         _last_report[pool_name] = now
         described = [holder.describe() for holder in holders]
         described.sort(key=lambda holder: -holder["held_seconds"])
         report: dict[str, Any] = {
-            "at": datetime.now(timezone.utc).isoformat(),
+            "at": (at := _now()),
+            "last_at": at,
             "pool": pool_name,
             "status": pool.status(),
             "timeouts": 1,
@@ -171,6 +174,10 @@ def report_exhaustion(
         _reports.append(report)
     logger.warning("%s", _as_text(report), extra={"exhaustion_report": report})
     return report
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat()
 
 
 def _as_text(report: dict[str, Any]) -> str:
