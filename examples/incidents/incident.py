@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import anyio
 import httpx
 import uvicorn
 from prometheus_client import make_asgi_app
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
 from session_metrics_otel.watchdog import watch
 from session_metrics_otel.web.asgi import BindingMiddleware
+from session_metrics_otel.web.live_page import LivePage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -70,6 +72,16 @@ class Traffic:
         else:
             self.answers[str(response.status_code)] += 1
 
+    async def leave_after(self, seconds: float, method: str, path: str) -> None:
+        """One request, whose client disconnects after so many seconds of its answer."""
+        try:
+            with anyio.move_on_after(seconds):
+                async with self.client.stream(method, path) as response:
+                    self.answers[str(response.status_code)] += 1
+                    await response.aread()
+        except httpx.HTTPError as error:
+            self.answers[type(error).__name__] += 1
+
     async def burst(self, count: int, method: str, path: str) -> None:
         """``count`` requests at once."""
         await asyncio.gather(*[self.send(method, path) for _ in range(count)])
@@ -86,24 +98,28 @@ class _SecondsSinceTraffic(logging.Formatter):
 def run(
     application: Callable[[Setting], FastAPI],
     traffic: Callable[[Traffic], Awaitable[None]],
+    *,
+    postgresql: bool = False,
 ) -> None:
     """Run an incident as its command line says.
 
     Args:
         application: Builds the application, broken or mended.
         traffic: What is asked of it, over and over until the time is up.
+        postgresql: Whether it needs an empty database of a PostgreSQL, given by ``--database``.
     """
-    chosen = _options()
+    chosen = _options(postgresql=postgresql)
     log = _SecondsSinceTraffic()
     handler = logging.StreamHandler()
     handler.setFormatter(log)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with TemporaryDirectory() as folder:
-        database = f"sqlite:///{folder}/orders.sqlite"
+        database = chosen.database if postgresql else f"sqlite:///{folder}/orders.sqlite"
         _create_orders(database)
         app = application(Setting(chosen.mended, database))
         app.mount("/metrics", make_asgi_app())
+        app.mount("/sessionz", LivePage().asgi)
         app.add_middleware(BindingMiddleware)
         # An outage of days is shown in seconds: the defaults are 300 s and 5 s.
         watch(overdue=60, idle_in_transaction=1, interval=0.2)
@@ -133,19 +149,30 @@ async def _send(
 
 
 def _create_orders(database: str) -> None:
-    engine = create_engine(database)
+    plain = make_url(database)
+    if plain.get_backend_name() == "postgresql":  # whatever the program's driver is
+        plain = plain.set(drivername="postgresql+psycopg")
+    engine = create_engine(plain)
     with engine.begin() as connection:
+        connection.execute(text("drop table if exists orders"))
         connection.execute(text("create table orders (id integer primary key, item text)"))
         rows = [{"id": n, "item": f"item {n}"} for n in range(1, ORDERS + 1)]
         connection.execute(text("insert into orders values (:id, :item)"), rows)
     engine.dispose()
 
 
-def _options() -> argparse.Namespace:
+def _options(*, postgresql: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--broken", action="store_true", help="the outage")
     which.add_argument("--mended", action="store_true", help="the same traffic after the repair")
     parser.add_argument("--seconds", type=float, default=15, help="how long (15)")
     parser.add_argument("--port", type=int, default=0, help="of the application (any)")
+    if postgresql:
+        parser.add_argument(
+            "--database",
+            required=True,
+            metavar="URL",
+            help="postgresql+asyncpg://user@host:port/name; its table orders is made anew",
+        )
     return parser.parse_args()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from servers.processes import HOST, free_port, running, wait_for
+from servers.processes import HOST, free_port, get_json, running, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,10 +33,12 @@ class Incident:
     Attributes:
         name: Its file's name, without the suffix.
         target: host:port of its /metrics.
+        began: When its traffic did, to a fraction of a second, in seconds since the epoch.
     """
 
     name: str
     target: str
+    began: float
     _log: Path
 
     @property
@@ -61,15 +64,25 @@ class Incident:
         said: Said = wait_for(found, bool, f"{words} in the log of {self.name}")
         return said
 
+    def live_page(self) -> dict[str, Any]:
+        """What its live page says now."""
+        page: dict[str, Any] = get_json(f"http://{self.target}/sessionz/sessionz.json")
+        return page
+
 
 @contextmanager
-def incident_running(name: str, how: str, folder: Path, *, seconds: float) -> Iterator[Incident]:
-    """``name``, ``how`` is ``broken`` or ``mended``, with traffic for so many seconds."""
+def incident_running(
+    name: str, how: str, folder: Path, *, seconds: float, database: str = ""
+) -> Iterator[Incident]:
+    """``name``, ``how`` is ``broken`` or ``mended``, with traffic for so many seconds.
+
+    ``database`` is the URL of a PostgreSQL's database, for a program that needs one.
+    """
     port = free_port()
     command = [sys.executable, "-u", str(PROGRAMS / f"{name}.py"), f"--{how}"]
     command += ["--port", str(port), "--seconds", str(seconds)]
+    command += ["--database", database] if database else []
     log = folder / f"{name}-{how}.log"
     with running(command, log, {"TMPDIR": str(folder)}):
-        incident = Incident(name, f"{HOST}:{port}", log)
-        wait_for(incident.log, bool, f"{name} to begin")
-        yield incident
+        wait_for(log.read_text, _SAID.search, f"{name} to begin")
+        yield Incident(name, f"{HOST}:{port}", time.time(), log)
