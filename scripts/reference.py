@@ -249,7 +249,7 @@ def command_line_page() -> str:
     """What each command says of itself."""
     os.environ["COLUMNS"] = "88"
     parts = [NOTE, "# Command line\n"]
-    for command in ("", "demo", "doctor", "dashboards export", "rules export"):
+    for command in ("", "demo", "doctor", "top", "dashboards export", "rules export"):
         said = io.StringIO()
         with suppress(SystemExit), redirect_stdout(said):
             command_line([*command.split(), "--help"])

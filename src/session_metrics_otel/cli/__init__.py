@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import demo, doctor, export
+from . import demo, doctor, export, top
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -17,5 +17,6 @@ def main(arguments: list[str] | None = None) -> None:
     demo.add_to(commands)
     export.add_to(commands)
     doctor.add_to(commands)
+    top.add_to(commands)
     options = parser.parse_args(arguments)
     options.run(options)

@@ -1,0 +1,370 @@
+"""``top``: the open sessions of many processes, by their live pages, in a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import select
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+from session_metrics_otel.legible import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from rich.console import Group
+
+TIMEOUT = 5.0
+"""Seconds that a process has to answer in."""
+
+AT_ONCE = 32
+"""Processes that are asked at the same time."""
+
+INTERVAL = 2.0
+"""Seconds between two looks at a terminal."""
+
+COLUMNS = (
+    "process", "age", "state", "route", "request", "session", "factory", "statements", "last",
+    "made at",
+)  # fmt: skip
+
+SORTS: dict[str, Callable[[Row], Any]] = {
+    "age": lambda row: -row.age,
+    "state": lambda row: (row.state, -row.age),
+    "route": lambda row: (row.route, -row.age),
+}
+NARROW = ("process", "age", "state", "route", "session", "last")
+"""The columns at a terminal that has no room for all."""
+
+WIDE = 120
+"""Characters in a line that are room for all."""
+
+KEYS = {name[0]: name for name in SORTS}
+
+
+class Row(NamedTuple):
+    """One open session: its columns, of which ``age`` is in seconds."""
+
+    process: str
+    age: float
+    state: str
+    route: str
+    request: str
+    session: str
+    factory: str
+    statements: int
+    last: str
+    made_at: str
+
+    def cells(self) -> list[str]:
+        """What is shown, each in one printable line."""
+        return [
+            f"{value:.1f}" if isinstance(value, float) else one_line(value) or "-" for value in self
+        ]
+
+
+class Look(NamedTuple):
+    """What one process answered.
+
+    Attributes:
+        url: Where it was asked.
+        document: Its ``/sessionz.json``, or None.
+        trouble: Why there is none, or "".
+    """
+
+    url: str
+    document: dict[str, Any] | None
+    trouble: str = ""
+
+    @property
+    def process(self) -> str:
+        """Host, port and process id."""
+        pid = "" if self.document is None else f"/{self.document['process']}"
+        return one_line(urlsplit(self.url).netloc.rpartition("@")[2] + pid)
+
+    def created(self) -> int:
+        """Sessions whose creation succeeded or failed so far."""
+        if self.document is None or not self.document["history"]:
+            return 0
+        last = self.document["history"][-1]
+        return int(last["success"] + last["failure"])
+
+    def pools(self) -> str:
+        """Each pool, with the connections in use and its limit where it has one."""
+        if self.document is None or not self.document["history"]:
+            return ""
+        return ", ".join(
+            f"{one_line(name)} {pool['used']}"
+            + ("" if pool["max"] is None else f"/{pool['max']:g}")
+            for name, pool in self.document["history"][-1]["pools"].items()
+        )
+
+    def rows(self) -> Iterator[Row]:
+        """The open sessions."""
+        for one in () if self.document is None else self.document["sessions"]:
+            yield Row(
+                self.process, float(one["age_seconds"]), one["state"], one["route"],
+                one["request_id"], one["session_id"], one["factory"], int(one["statements"]),
+                one["last_statement"], one["made_at"],
+            )  # fmt: skip
+
+
+def add_to(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "top",
+        help="show the open sessions of running processes",
+        description="Show the open sessions of many processes, by their live pages. At a terminal "
+        "it looks again and again (a, s, r sort by age, state or route; q ends it), for which it "
+        "needs Rich: pip install 'session-metrics-otel[top]'. Into a pipe it writes one session a "
+        "line, its columns separated by tabs, and looks once where --interval does not say else.",
+        epilog="Example: top http://10.0.0.1:8000/sessionz http://10.0.0.2:8000/sessionz. "
+        "Exit code: 0, or 1 where no process answered.",
+    )
+    parser.add_argument(
+        "urls",
+        metavar="URL",
+        nargs="+",
+        type=_address,
+        help="a process's live page, such as http://127.0.0.1:8000/sessionz",
+    )
+    parser.add_argument(
+        "--sort", choices=SORTS, default="age", help="what comes first (%(default)s: the oldest)"
+    )
+    parser.add_argument("--limit", type=_count, metavar="N", help="show at most N sessions")
+    parser.add_argument(
+        "--interval", type=_seconds, metavar="SECONDS", help=f"look so often ({INTERVAL:g})"
+    )
+    parser.add_argument("--once", action="store_true", help="look once, at a terminal too")
+    parser.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        type=_header,
+        metavar="'NAME: VALUE'",
+        help="send this with each request, where the pages ask who it is; may be repeated",
+    )
+    parser.set_defaults(run=run)
+
+
+def _address(given: str) -> str:
+    parts = urlsplit(given)
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        message = f"{given!r} is not the address of a live page: try http://127.0.0.1:8000/sessionz"
+        raise argparse.ArgumentTypeError(message)
+    # As the page itself finds its numbers: beside it.
+    return given if parts.path.endswith(".json") else urljoin(given, "sessionz.json")
+
+
+def _seconds(given: str) -> float:
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        message = f"{given!r} is not a number of seconds above 0"
+        raise argparse.ArgumentTypeError(message)
+    return seconds
+
+
+def _count(given: str) -> int:
+    if not given.isdecimal() or int(given) < 1:
+        message = f"{given!r} is not a whole number above 0"
+        raise argparse.ArgumentTypeError(message)
+    return int(given)
+
+
+def _header(given: str) -> tuple[str, str]:
+    name, colon, value = given.partition(":")
+    if not name.strip() or not colon:
+        message = f"{given!r} is not NAME: VALUE; try 'Authorization: Bearer ...'"
+        raise argparse.ArgumentTypeError(message)
+    return name.strip(), value.strip()
+
+
+def run(options: argparse.Namespace) -> None:
+    """Look, once or again and again, and show what was found."""
+    try:
+        answered = _show(options) if sys.stdout.isatty() else _write_lines(options)
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    if not answered:
+        sys.exit(1)
+
+
+def _ask(url: str, headers: Sequence[tuple[str, str]]) -> Look:
+    request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - see _address
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+            document = json.load(answer)
+        if not isinstance(document, dict) or not {"sessions", "history"} <= document.keys():
+            return Look(url, None, "what it answered is no live page's")
+        look = Look(url, document)
+        list(look.rows())  # complains now where it is another version's
+    except urllib.error.HTTPError as refusal:
+        said = refusal.read(200).decode("utf-8", "replace").partition("\n")[0]
+        return Look(url, None, one_line(f"{refusal.code} {refusal.reason}: {said}"))
+    except (OSError, ValueError, KeyError, TypeError) as refusal:
+        reason = getattr(refusal, "reason", refusal)
+        return Look(url, None, one_line(f"{type(reason).__name__}: {reason}"))
+    return look
+
+
+def look_at(urls: Sequence[str], headers: Sequence[tuple[str, str]] = ()) -> list[Look]:
+    """Ask each process for its open sessions, all at once."""
+    with ThreadPoolExecutor(min(len(urls), AT_ONCE)) as pool:
+        return list(pool.map(lambda url: _ask(url, headers), urls))
+
+
+def _sorted_rows(looks: Iterable[Look], sort: str) -> list[Row]:
+    return sorted((row for look in looks for row in look.rows()), key=SORTS[sort])
+
+
+def _since(looks: Sequence[Look], before: dict[str, int]) -> list[str]:
+    """How many sessions each process made since the look before; "" at the first."""
+    return [
+        "" if look.document is None or look.url not in before
+        # Fewer than before: another process answers there now, and has made all of its own.
+        else f"+{look.created() - before[look.url] * (look.created() >= before[look.url])}"
+        for look in looks
+    ]  # fmt: skip
+
+
+def _made(looks: Iterable[Look]) -> dict[str, int]:
+    return {look.url: look.created() for look in looks if look.document is not None}
+
+
+def _write_lines(options: argparse.Namespace) -> bool:
+    """One line for each process, beginning with ``#``, and one for each session."""
+    before: dict[str, int] = {}
+    while True:
+        looks = look_at(options.urls, options.header)
+        for look, made in zip(looks, _since(looks, before), strict=True):
+            if look.document is None:
+                print(f"{look.process}: {look.trouble}", file=sys.stderr)
+            else:
+                new = f", {made} made" if made else ""
+                pools = f"; connections: {look.pools()}" if look.pools() else ""
+                print(f"# {look.process}: {look.document['open']} open{new}{pools}")
+        print("\t".join(COLUMNS))
+        for row in _sorted_rows(looks, options.sort)[: options.limit]:
+            print("\t".join(row.cells()))
+        sys.stdout.flush()
+        if options.once or options.interval is None:
+            return any(look.document is not None for look in looks)
+        before = _made(looks)
+        time.sleep(options.interval)
+
+
+def _show(options: argparse.Namespace) -> bool:
+    """Fill the terminal, until q."""
+    try:
+        from rich.console import Console
+        from rich.live import Live
+    except ImportError:
+        print(
+            "top needs Rich at a terminal: pip install 'session-metrics-otel[top]'. "
+            "Into a pipe it does without: top URL | cat",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    console = Console()
+    looks = look_at(options.urls, options.header)
+    if options.once:
+        console.print(_frame(looks, {}, options.sort, options.limit, console.width))
+        return any(look.document is not None for look in looks)
+    sort = options.sort
+    before: dict[str, int] = {}
+    with Live(console=console, screen=True, auto_refresh=False) as live, _keyboard() as pressed:
+        while True:
+            room = max(console.height - len(looks) - 8, 1)
+            frame = _frame(looks, before, sort, min(options.limit or room, room), console.width)
+            live.update(frame, refresh=True)
+            key = pressed(options.interval or INTERVAL)
+            if key == "q":
+                return True
+            sort = KEYS.get(key, sort)
+            if not key:
+                before = _made(looks)
+                looks = look_at(options.urls, options.header)
+
+
+def _frame(
+    looks: Sequence[Look], before: dict[str, int], sort: str, limit: int | None, width: int
+) -> Group:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    processes = Table(box=None, header_style="bold")
+    processes.add_column("process", no_wrap=True)
+    processes.add_column("open", justify="right", min_width=4)
+    processes.add_column("made", justify="right", min_width=5)
+    processes.add_column("connections", no_wrap=True, overflow="ellipsis")
+    for look, made in zip(looks, _since(looks, before), strict=True):
+        if look.document is None:
+            processes.add_row(look.process, "-", "", Text(look.trouble, style="red"))
+        else:
+            processes.add_row(look.process, str(look.document["open"]), made, Text(look.pools()))
+    sessions = Table(box=None, header_style="bold", expand=True)
+    columns = COLUMNS if width >= WIDE else NARROW
+    for column in columns:
+        number = column in {"age", "statements"}
+        sessions.add_column(
+            f"{column} ▾" if column == sort else column, justify="right" if number else "left",
+            no_wrap=True, overflow="ellipsis", min_width=7 if number else 4,
+            ratio=None if number or column in {"process", "state"} else 1,
+        )  # fmt: skip
+    shown = [COLUMNS.index(column) for column in columns]
+    rows = _sorted_rows(looks, sort)
+    for row in rows[:limit]:
+        # As Text: what is between brackets in an id would be Rich's markup.
+        cells = row.cells()
+        sessions.add_row(*(Text(cells[column]) for column in shown))
+    hidden = len(rows) - len(rows[:limit])
+    note = f"and {hidden} more; " if hidden else ""
+    return Group(processes, "", sessions, Text(f"{note}sort: a age, s state, r route; q ends it"))
+
+
+@contextmanager
+def _keyboard() -> Iterator[Callable[[float], str]]:
+    """Gives a function that waits for a key: the key, or "" when the seconds are over."""
+    try:
+        import termios
+        import tty
+    except ImportError:  # Windows
+        termios = None  # type: ignore[assignment]
+    if termios is None or not sys.stdin.isatty():
+        yield _sleep  # Ctrl-C ends it
+        return
+    stdin = sys.stdin.fileno()
+    before = termios.tcgetattr(stdin)
+
+    def pressed(seconds: float) -> str:
+        ready, _, _ = select.select([stdin], [], [], seconds)
+        if not ready:
+            return ""
+        return os.read(stdin, 1).decode("ascii", "replace") or "q"  # the terminal is gone
+
+    tty.setcbreak(stdin)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
+
+
+def _sleep(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
