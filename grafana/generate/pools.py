@@ -63,8 +63,24 @@ POOLS = Board(
                         _NAME,
                     )
                 ],
+                width=6,
                 quiet=True,
                 empty="no time-outs",
+            ),
+            Panel(
+                "Time-outs of nested sessions",
+                "Those of a request that held a connection already: it waits for itself. Any at all "
+                "is a session opened inside another; the report names the line. Pass the session on.",
+                [
+                    Query(
+                        f"sum by ({_BY}) (increase(sqlalchemy_pool_nested_timeouts_total"
+                        f"{{{POOL}}}[{RATE}])) > 0",
+                        _NAME,
+                    )
+                ],
+                width=6,
+                quiet=True,
+                empty="no session inside another",
             ),
             Panel(
                 "Wait for a connection",
@@ -72,12 +88,14 @@ POOLS = Board(
                 "request; compare with the time to open one.",
                 quantiles("db_client_connection_wait_time_seconds", POOL, *_SPREAD),
                 unit="s",
+                width=6,
             ),
             Panel(
                 "Connections held",
                 "Time between checkout and return. A long tail is work held across something slow.",
                 quantiles("db_client_connection_use_time_seconds", POOL, *_SPREAD),
                 unit="s",
+                width=6,
             ),
             Panel(
                 "Time to open a connection",

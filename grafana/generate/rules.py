@@ -99,6 +99,23 @@ ALERTS = [
         "{{ $labels.instance }}; its log names who holds the connections.",
     ),
     _alert(
+        "ConnectionPoolNestedTimeouts",
+        f"sum by ({_POOL}) (increase(sqlalchemy_pool_nested_timeouts_total[15m])) > 0",
+        "ticket",
+        "Requests of {{ $labels.instance }} wait for themselves: they gave up waiting for "
+        "{{ $labels.db_client_connection_pool_name }} with a connection of their own in hand.",
+    ),
+    _alert(
+        "ConnectionPoolsMultiply",
+        # Workers are many pools and no fault: they come once, or one by one.
+        f"sum by ({_POOL}) (max_over_time(sqlalchemy_pools[30m]) "
+        "- min_over_time(sqlalchemy_pools[30m])) >= 10 "
+        f"and sum by ({_POOL}) (changes(sqlalchemy_pools[30m])) >= 10",
+        "ticket",
+        "{{ $labels.instance }} makes pools for {{ $labels.db_client_connection_pool_name }} all "
+        "the time: an engine for each request.",
+    ),
+    _alert(
         "SessionLeaks",
         "sum by (job, factory, reason) (increase(sqlalchemy_session_leaks_total[15m])) > 0",
         "ticket",

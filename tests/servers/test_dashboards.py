@@ -27,6 +27,7 @@ NEEDS_A_FAULT = {
     # Panels that are empty where all is well, and that this demo has no such fault for.
     "session-metrics-sessions: Sessions with repeated statements",
     "session-metrics-pools: Time-outs",
+    "session-metrics-pools: Time-outs of nested sessions",
     "session-metrics-pools: Rows returned",  # SQLite does not say
     "session-metrics-fleet: Pool time-outs",
 }

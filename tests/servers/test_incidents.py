@@ -40,6 +40,7 @@ class Expected(NamedTuple):
 
 IDLE, TIMEOUTS = "SessionsIdleInTransaction", "ConnectionPoolTimeouts"
 NEAR_LIMIT = "ConnectionPoolNearLimit"
+NESTED, MULTIPLY = "ConnectionPoolNestedTimeouts", "ConnectionPoolsMultiply"
 INCIDENTS = {
     "dependency_without_finally": Expected(
         "/orders/{order_id}", "idle", ("leaks (idle_in_transaction)", "made at {culprit}broken"),
@@ -53,7 +54,7 @@ INCIDENTS = {
     "second_connection": Expected(
         "/orders/{order_id}/bill", "idle",
         ("waits for a connection", "in a session made at {culprit}price", "holds 1 already"),
-        frozenset({IDLE, TIMEOUTS}),
+        frozenset({IDLE, TIMEOUTS, NESTED}),
     ),
     "held_across_slow_call": Expected(
         "/orders/{order_id}/ship", "idle",
@@ -62,7 +63,7 @@ INCIDENTS = {
     ),
     "engine_per_request": Expected(
         "/orders/{order_id}", "10 pools", ("where one engine would do", "made at {culprit}broken"),
-        frozenset(),
+        frozenset({MULTIPLY}),
     ),
 }  # fmt: skip
 ON_POSTGRESQL = {"cancelled_in_rollback"}
