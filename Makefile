@@ -6,7 +6,7 @@ SHELL := /bin/bash
 DEV := .venv/bin
 DEMO := .venv-demo/bin
 
-.PHONY: help demo test check fuzz soak servers incidents bench dashboards reference docs dist pictures matrix constraints clean
+.PHONY: help demo test coverage check fuzz soak servers incidents bench dashboards reference docs dist pictures matrix constraints clean
 
 help:  ## Say what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -16,6 +16,13 @@ demo: .venv-demo/ready  ## A working application with live /metrics; ARGS="--sec
 
 test: .venv/ready  ## All tests that need no server
 	$(DEV)/python -m pytest tests --ignore=tests/servers $(ARGS)
+
+coverage: .venv/ready  ## How much of the code, by branches, all the tests reach
+	rm -rf .coverage
+	# Counting lines slows and grows what these two look at: how much a session runs and keeps.
+	-$(DEV)/coverage run -m pytest tests -p no:xdist -q --ignore=tests/test_hot_path.py --ignore=tests/test_load.py $(ARGS)
+	$(DEV)/coverage combine --quiet .coverage
+	$(DEV)/coverage report
 
 check: .venv/ready  ## Style, types, the direction of imports
 	$(DEV)/ruff check .
@@ -67,7 +74,7 @@ constraints:  ## Write constraints.txt anew from the newest releases
 	@$(PYTHON) scripts/constraints.py
 
 clean:  ## Remove what the targets made
-	rm -rf .venv .venv-demo .matrix docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-demo .matrix .coverage docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/ready: pyproject.toml constraints.txt scripts/make_venv.py
 	@$(PYTHON) scripts/make_venv.py .venv --group dev

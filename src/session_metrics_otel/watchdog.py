@@ -9,7 +9,8 @@ import threading
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 from sqlalchemy.orm.session import _sessions
 
@@ -233,15 +234,31 @@ class _Patrol:
             self._look()
 
     def _look(self) -> None:
-        try:
-            self.watchdog.scan()
-        except Exception as fault:  # noqa: BLE001 - it looks again next time
-            caught("watchdog", fault)
+        for look in (self.watchdog.scan, *(page.look for page in list(_others))):
+            try:
+                look()
+            except Exception as fault:  # noqa: BLE001, PERF203 - it looks again next time
+                caught("watchdog", fault)
 
     def end(self) -> None:
         self._stop.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
+
+
+class Looker(Protocol):
+    """What has to look every few seconds, and is not worth a thread of its own."""
+
+    def look(self) -> None:
+        """Look."""
+
+
+_others: WeakSet[Looker] = WeakSet()
+
+
+def look_along(looker: Looker) -> None:
+    """Let ``looker`` look whenever the watchdog does, for as long as somebody keeps it."""
+    _others.add(looker)
 
 
 _lock = threading.Lock()

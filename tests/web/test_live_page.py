@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime, timedelta, timezone
+from time import sleep
 from wsgiref.util import setup_testing_defaults
 
 import pytest
@@ -15,6 +16,8 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import QueuePool
 
 from session_metrics_otel import SessionMetrics, bind, instrument, metrics_for, uninstrument
+from session_metrics_otel.watchdog import unwatch, watch
+from session_metrics_otel.web import live_page
 from session_metrics_otel.web.live_page import SHOWN, LivePage, from_this_machine
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\ud800\x00"
@@ -93,6 +96,20 @@ class TestDocument:
         for session in held:
             session.close()
         uninstrument(orders)
+
+    def test_the_plots_go_on_while_the_watchdog_watches(self, monkeypatch):
+        monkeypatch.setattr(live_page, "BETWEEN_LOOKS", 0)
+        page = LivePage()
+        watch(interval=0.001)
+        try:
+            for looks in range(1, 1001):
+                points = len(page.document()["history"])
+                if points > looks:
+                    break
+                sleep(0.001)
+        finally:
+            unwatch()
+        assert points > looks
 
     def test_of_ten_thousand_the_oldest_are_shown_and_the_rest_is_a_number(self):
         records = [SessionMetrics(f"s-{n}", factory="many") for n in range(10_000)]

@@ -20,7 +20,7 @@ from session_metrics_otel.hooks.holders import exhaustion_reports
 from session_metrics_otel.hooks.places import line_of
 from session_metrics_otel.hooks.queries import summary_of_sent
 from session_metrics_otel.ledger import LEDGER
-from session_metrics_otel.watchdog import leak_reports
+from session_metrics_otel.watchdog import leak_reports, look_along
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -109,6 +109,7 @@ class LivePage:
         self._show_users = show_users
         self._history: deque[dict[str, Any]] = deque(maxlen=POINTS)
         self._looked = -BETWEEN_LOOKS
+        look_along(self)
 
     def document(self) -> dict[str, Any]:
         """All that is on the page: times in seconds, dates in ISO 8601 form.
@@ -117,7 +118,7 @@ class LivePage:
         the plots show: counts of creations so far, and of each pool the connections used, and its
         limit where it has one.
         """
-        self._look()
+        self.look()
         factories = LEDGER.factories()
         oldest = sorted(_oldest_of_each(factories), key=lambda record: -record.get_age_seconds())
         return {
@@ -144,7 +145,8 @@ class LivePage:
         }
         return described | {"user_id": record.user_id} if self._show_users else described
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Add a point to the plots, where the last one is old enough."""
         now = time.monotonic()
         if now - self._looked < BETWEEN_LOOKS:
             return
