@@ -58,6 +58,10 @@ def _quantile(q: float, metric: str, where: str, by: str) -> str:
 MEDIAN, MOST, NEARLY_ALL = (0.5, "median"), (0.95, "95 %"), (0.99, "99 %")
 
 
+OLDEST_SCHEMA = 36
+"""Of @grafana/schema 9.4; the builder writes its own. Grafana brings old ones up to date, not down."""
+
+
 @dataclass(frozen=True)
 class Board:
     """One dashboard.
@@ -109,7 +113,9 @@ class Board:
             made = made.with_row(builders.Row(title))
             for panel in panels:
                 made = made.with_panel(panel.build())
-        return made.build()
+        board = made.build()
+        board.schema_version = OLDEST_SCHEMA
+        return board
 
 
 def _variable(name: str) -> Any:
