@@ -39,7 +39,7 @@ class Expected(NamedTuple):
 
 
 IDLE, TIMEOUTS = "SessionsIdleInTransaction", "ConnectionPoolTimeouts"
-NEAR_LIMIT = "ConnectionPoolNearLimit"
+NEAR_LIMIT, FAILING = "ConnectionPoolNearLimit", "SessionCreationFailingFast"
 NESTED, MULTIPLY = "ConnectionPoolNestedTimeouts", "ConnectionPoolsMultiply"
 INCIDENTS = {
     "dependency_without_finally": Expected(
@@ -61,22 +61,28 @@ INCIDENTS = {
         ("leaks (idle_in_transaction)", "connection taken at {culprit}ship"),
         frozenset({IDLE, TIMEOUTS}),
     ),
+    "null_pool": Expected(
+        "/orders/{order_id}/ship", "idle",
+        ("leaks (idle_in_transaction)", "connection taken at {culprit}ship"),
+        frozenset({IDLE, FAILING}),
+    ),
     "engine_per_request": Expected(
         "/orders/{order_id}", "10 pools", ("where one engine would do", "made at {culprit}broken"),
         frozenset({MULTIPLY}),
     ),
 }  # fmt: skip
-ON_POSTGRESQL = {"cancelled_in_rollback"}
+CONNECTION_LIMITS = {"cancelled_in_rollback": 20, "null_pool": 10}  # those that need PostgreSQL
 CANCELLED_POOL = 15  # SQLAlchemy's default: 5 connections, and 10 more
 
 
 def database_for(postgres: Postgres, name: str, how: str) -> str:
-    """The URL of a database of its own, where the program needs PostgreSQL."""
-    if name not in ON_POSTGRESQL:
+    """The URL of a database and a user of its own, where the program needs PostgreSQL."""
+    if name not in CONNECTION_LIMITS:
         return ""
-    database = f"{name}_{how}"
-    postgres.execute(f"CREATE DATABASE {database}", database="postgres")
-    url = make_url(postgres.url("asyncpg")).set(database=database)
+    own, limit = f"{name}_{how}", CONNECTION_LIMITS[name]
+    postgres.execute(f"CREATE ROLE {own} LOGIN CONNECTION LIMIT {limit}", database="postgres")
+    postgres.execute(f"CREATE DATABASE {own} OWNER {own}", database="postgres")
+    url = make_url(postgres.url("asyncpg")).set(username=own, database=own)
     return url.render_as_string(hide_password=False)
 
 
@@ -201,6 +207,24 @@ def test_backends_sit_idle_in_transaction_where_clean_up_is_cancelled(
     prometheus.wait_for(done, lambda n: n is not None and n > CANCELLED_POOL)
     # The one whose client is there just now, and the one whose clean-up is under way.
     assert idle_in_transaction("mended") <= 2
+
+
+def test_every_connection_is_counted_where_no_pool_keeps_any(
+    running: dict[tuple[str, str], Incident], prometheus: Prometheus
+) -> None:
+    assert running
+    used = 'db_client_connection_count{job="null_pool-broken",db_client_connection_state="used"}'
+    prometheus.wait_for(f"max_over_time({used}[5m])", lambda n: n == CONNECTION_LIMITS["null_pool"])
+    created = 'db_client_connection_create_time_seconds_count{{job="null_pool-{}"}}'
+    prometheus.wait_for(created.format("broken"), lambda n: n is not None and n > 20)
+    refused = 'sum(sqlalchemy_session_creations_total{{job="null_pool-{}",outcome="failure"{}}})'
+    # What SQLAlchemy makes of asyncpg's own TooManyConnectionsError.
+    prometheus.wait_for(refused.format("broken", ',error_type="Error"'), bool)
+
+    done = 'sqlalchemy_session_creations_total{job="null_pool-mended",outcome="success"}'
+    prometheus.wait_for(done, lambda n: n is not None and n > 20)
+    assert prometheus.value(created.format("mended")) == 5  # its pool's size
+    assert not prometheus.value(refused.format("mended", ""))
 
 
 def test_an_exhausted_pool_names_the_holders_that_wait_and_those_that_leak(
