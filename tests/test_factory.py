@@ -24,6 +24,7 @@ from session_metrics_otel import (
     factory,
     instrument,
     metrics_for,
+    request_scope,
     uninstrument,
 )
 from session_metrics_otel.factory import RequestScopedSessionFactory
@@ -154,7 +155,7 @@ class TestFailure:
         def broken(*args, **kwargs):
             raise RuntimeError("no disk")
 
-        monkeypatch.setattr(factory.logger, "error", broken)
+        monkeypatch.setattr(request_scope.logger, "error", broken)
         with pytest.raises(LookupError), orders.get_request_scoped_session("ada") as session:
             raise LookupError
         assert metrics_for(session).state.value == "closed"

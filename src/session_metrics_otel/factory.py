@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import threading
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -17,23 +15,20 @@ from . import catalog
 from .application_sessions import ConnectionPoolMetrics
 from .binding import bind, current_binding
 from .catalog import SessionState
-from .faults import caught
 from .hooks.holders import exhaustion_reports
 from .instrument import asyncio_class, factory_name_of, instrument, metrics_for, uninstrument
 from .ledger import LEDGER
+from .request_scope import RequestScope
 from .series import Distribution
 from .watchdog import leak_reports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from types import TracebackType
+    from collections.abc import Iterable
 
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session
 
     from .session_metrics import DatabaseSessionMetrics
-
-logger = logging.getLogger("session_metrics_otel")
 
 S = TypeVar("S", bound="Session | AsyncSession")
 
@@ -113,7 +108,9 @@ class RequestScopedSessionFactory(Generic[S]):
         if self._closed:
             msg = f"The session factory {self.name!r} is closed: make another."
             raise RuntimeError(msg)
-        return RequestScope(lambda: self._new_session(str(user_id), request_id, thread_id), self)
+        return RequestScope(
+            lambda: self._new_session(str(user_id), request_id, thread_id), is_async=self.is_async
+        )
 
     def _new_session(self, user_id: str, request_id: str | None, thread_id: str | None) -> S:
         request_id = request_id or current_binding.get().request_id or uuid4().hex
@@ -234,98 +231,6 @@ class RequestScopedSessionFactory(Generic[S]):
             self._closed = True
             if self._instruments:
                 uninstrument(self._maker)
-
-
-class RequestScope(Generic[S]):
-    """One request's session, from ``with`` or ``async with`` to its end."""
-
-    def __init__(self, make: Callable[[], S], factory: RequestScopedSessionFactory[S]) -> None:
-        self._make = make
-        self._factory = factory
-        self._session: Any = None
-
-    def __enter__(self) -> S:
-        """Make the session."""
-        if self._factory.is_async:
-            raise TypeError("This factory makes AsyncSessions: use `async with`, not `with`.")
-        return self._begin()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the session."""
-        if isinstance(error, Exception):
-            _log_failure(self._session, error)
-        self._session.close()
-
-    async def __aenter__(self) -> S:
-        """Make the session. Nothing is awaited: a task cannot be cancelled half-way."""
-        if not self._factory.is_async:
-            raise TypeError("This factory makes Sessions: use `with`, not `async with`.")
-        return self._begin()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the session, even where the task is cancelled once more meanwhile."""
-        if isinstance(error, Exception):
-            _log_failure(self._session, error)
-        await _close_for_certain(self._session)
-
-    def _begin(self) -> S:
-        if self._session is not None:
-            raise RuntimeError("A request's session is begun once: ask the factory for another.")
-        self._session = session = self._make()
-        return session
-
-
-async def _close_for_certain(session: AsyncSession) -> None:
-    closing = asyncio.ensure_future(session.close())
-    cancelled: asyncio.CancelledError | None = None
-    while not closing.done():
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError as again:  # noqa: PERF203 - one turn as a rule
-            cancelled = again  # the closing goes on: wait for it, then let the task end
-        except Exception:  # noqa: BLE001 - it is raised below
-            break
-    if closing.cancelled() or closing.exception() is not None:
-        # It may hold its connection still, in an unknown state: throw that away.
-        with suppress(Exception):
-            await session.invalidate()
-    if cancelled is not None:
-        if not closing.cancelled():
-            closing.exception()  # looked at, so that asyncio does not say nobody did
-        raise cancelled
-    closing.result()
-
-
-def _log_failure(session: Any, error: Exception) -> None:
-    """Log what failed, with the six fields of its record. Never raises."""
-    try:
-        record = metrics_for(session)
-        context = {
-            "session_id": record.session_id,
-            "state": record.state.value,
-            "created_at": str(record.to_dict()["created_at"]),
-            "last_activity": str(record.to_dict()["last_activity_at"]),
-            "operations_count": record.operations_count,
-            "errors": record.errors,
-        }
-        logger.error(
-            "A request-scoped session failed with %s: %s",
-            type(error).__name__,
-            ", ".join(f"{name}={value}" for name, value in context.items()),
-            extra={"session_metrics": context},
-        )
-    except Exception as fault:  # noqa: BLE001 - the request's own error is what has to be seen
-        caught("factory", fault)
 
 
 def _record_of(session: Any) -> DatabaseSessionMetrics | None:
