@@ -7,7 +7,16 @@ import threading
 from wsgiref.simple_server import make_server
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import (
+    CounterMetricFamily,
+    Exemplar,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.registry import Collector
 
 from session_metrics_otel import SessionMetrics, prometheus, uninstrument
 from session_metrics_otel.cli import main
@@ -57,6 +66,14 @@ class TestAnApplication:
         assert "MEND  shop:Forgotten is not instrumented" in said
         assert "Call instrument(Forgotten, name=...)" in said
 
+    def test_a_provider_and_a_multi_process_directory(self, doctor, monkeypatch, tmp_path):
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+        monkeypatch.setattr(trace, "get_tracer_provider", TracerProvider)
+        code, said = doctor("shop:Orders")
+        assert code == 0
+        assert "well  a tracer provider is set" in said
+        assert f"well  multi-process mode writes to {tmp_path}" in said
+
     def test_a_multi_process_directory_that_is_not_there(self, doctor, monkeypatch):
         monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "none")
         code, said = doctor("shop:Orders")
@@ -105,6 +122,48 @@ class TestAnAddress:
         assert "well  sessions are counted, of the factories orders" in said
         assert "note  no pool is observed yet" in said
         assert "note  there are no exemplars" in said
+
+    def test_with_pools_faults_and_exemplars(self, serve, doctor):
+        class Ours(Collector):
+            def collect(self):
+                creations = CounterMetricFamily(
+                    "sqlalchemy_session_creations", "", labels=["factory", "outcome"]
+                )
+                creations.add_metric(["orders", "success"], 3)
+                yield creations
+                yield GaugeMetricFamily("sqlalchemy_pools", "", 2)
+                yield CounterMetricFamily("sqlalchemy_session_telemetry_faults", "", 4)
+                durations = HistogramMetricFamily("sqlalchemy_session_duration_seconds", "")
+                buckets = [("1.0", 1, Exemplar({"trace_id": "a" * 32}, 0.5)), ("+Inf", 1)]
+                durations.add_metric([], buckets, 0.5)
+                yield durations
+
+        registry = CollectorRegistry()
+        registry.register(Ours())
+        code, said = doctor(serve(registry))
+        assert code == 1
+        assert "well  2 pools are observed" in said
+        assert "MEND  the instrumentation itself failed 4 times" in said
+        assert "well  exemplars lead from the histograms to traces" in said
+
+    def test_that_is_no_metrics_page_or_speaks_no_openmetrics(self, doctor):
+        kind, body = "text/plain", b"sqlalchemy_pools 1\n"
+
+        def application(_environ, start_response):
+            start_response("200 OK", [("Content-Type", kind)])
+            return [body]
+
+        server = make_server("127.0.0.1", 0, application)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/metrics"
+        _, said = doctor(address)
+        assert "note  this address does not speak OpenMetrics" in said
+        body = b"<html>"
+        code, said = doctor(address)
+        server.shutdown()
+        server.server_close()
+        assert code == 2
+        assert "does not answer as /metrics does" in said
 
     def test_without(self, serve, doctor):
         code, said = doctor(serve(CollectorRegistry()))
