@@ -8,6 +8,7 @@ up and down, which it takes for resets. The load stops, so that all that was cou
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,6 +63,7 @@ def run() -> None:
     parser.add_argument("--seconds", type=float, default=15, help="how long (15)")
     parser.add_argument("--port", type=int, default=8000, help="of the application (8000)")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that gunicorn is ended as well
     bind = f"127.0.0.1:{chosen.port}"
     command = [sys.executable, "-m", "gunicorn", "-c", "python:recycled_workers", "-b", bind]
     with TemporaryDirectory() as folder:

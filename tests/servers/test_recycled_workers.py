@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -33,10 +32,7 @@ def logs(tmp_path: Path) -> Iterator[dict[str, tuple[str, Path]]]:
         for how, (target, log) in found.items():
             command = [sys.executable, str(PROGRAMS / "recycled_workers.py"), f"--{how}"]
             command += ["--port", target.partition(":")[2], "--seconds", "60"]
-            process = programs.enter_context(running(command, log, {"TMPDIR": str(tmp_path)}))
-            # Python ends its own child in order where it is interrupted.
-            programs.callback(process.wait, 20)
-            programs.callback(process.send_signal, signal.SIGINT)
+            programs.enter_context(running(command, log, {"TMPDIR": str(tmp_path)}))
         yield found
 
 
