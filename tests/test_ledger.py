@@ -88,6 +88,33 @@ class TestThreads:
         assert counted("busy")["creations unused"] == THREADS * 50
 
 
+class TestGarbageCollector:
+    def test_a_session_that_it_ends_in_the_middle_of_a_look_is_counted(self):
+        """Whatever makes a series may run wherever something is allocated, also in a look."""
+        ended = []
+
+        class Forgotten:
+            def __init__(self):
+                self.itself = self
+
+            def __del__(self):
+                if len(ended) < 200:
+                    LEDGER.tally(catalog.TELEMETRY_FAULTS, f"part-{len(ended)}").hit()
+                    ended.append(1)
+                    Forgotten()
+
+        before = gc.get_threshold()
+        Forgotten()
+        gc.set_threshold(1, 1, 1)
+        try:
+            while len(ended) < 200:
+                LEDGER.snapshot()
+        finally:
+            gc.set_threshold(*before)
+        faults = LEDGER.snapshot()[catalog.TELEMETRY_FAULTS]
+        assert faults == {(f"part-{n}",): 1 for n in range(200)}
+
+
 class TestBounds:
     def test_error_types_end_in_other(self):
         metrics = SessionMetrics(factory="odd")

@@ -195,7 +195,7 @@ class FactoryLedger:
             return found.hit
 
     def _read_failures(self) -> dict[str, float]:
-        counts = {error_type: tally.read() for error_type, tally in list(self._failures.items())}
+        counts = {error_type: tally.read() for error_type, tally in self._failures.copy().items()}
         # A rate needs a series that was there at 0 before its first failure.
         return {OTHER: 0.0, **counts}
 
@@ -225,7 +225,7 @@ class FactoryLedger:
         """Count back those that are idle no more."""
         woken = 0
         with self._resting_lock:
-            for key, rest in list(self.resting.items()):
+            for key, rest in self.resting.copy().items():
                 record = rest.record()
                 gone = record is None or not self._holds(rest, record)
                 if gone and self.resting.pop(key, None) is not None:

@@ -116,7 +116,7 @@ class Ledger:
         """
         with self._lock:
             self._hearers.append(make)
-            for (metric, labels), kept in self._series.items():
+            for (metric, labels), kept in self._series.copy().items():
                 if isinstance(kept, Histogram):
                     kept.read()  # what came before is not told
                     kept.listeners = (*kept.listeners, make(metric, labels))
@@ -150,11 +150,13 @@ class Ledger:
         snapshot: Snapshot = {metric: {} for metric in catalog.CATALOG}
         with self._lock:
             factories = list(self._factories.values())
-            series = list(self._series.items())
+            # Copied in one step: list() would make tuples, at each of which the garbage collector
+            # may end a session, and so add a series.
+            series = self._series.copy()
             readers = list(self._readers)
         # The default factory is always there; it is shown once it has had a session.
         unseen = {factory.name for factory in factories if not factory.seen and not factory.peak}
-        for (metric, labels), kept in series:
+        for (metric, labels), kept in series.items():
             if not (labels and labels[0] in unseen and metric.attributes[0] == "factory"):
                 snapshot[metric][labels] = kept.read()
         seen = [factory.readings for factory in factories if factory.name not in unseen]

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from sqlalchemy.orm.session import _sessions
 
@@ -112,7 +112,7 @@ class Watchdog:
                 record = reference()
                 if record is not None:
                     self._look_at(record, reference, factory)
-        for key, reference in list(self._reported.items()):
+        for key, reference in self._reported.copy().items():
             record = reference()
             if record is None or record.state is SessionState.CLOSED:
                 del self._reported[key]
@@ -188,8 +188,9 @@ def _work_of(record: DatabaseSessionMetrics) -> tuple[str, str, str]:
 
 def _close_session_of(record: DatabaseSessionMetrics) -> None:
     # SQLAlchemy's own register, which close_all_sessions() goes by; a record knows no session.
-    for session in list(_sessions.values()):
-        if attached_record(session) is record:
+    for reference in _sessions.valuerefs():  # in one step: others make sessions meanwhile
+        session = reference()
+        if session is not None and attached_record(session) is record:
             break
     else:
         return
@@ -234,7 +235,8 @@ class _Patrol:
             self._look()
 
     def _look(self) -> None:
-        for look in (self.watchdog.scan, *(page.look for page in list(_others))):
+        others = [other for reference in _others.valuerefs() if (other := reference()) is not None]
+        for look in (self.watchdog.scan, *(other.look for other in others)):
             try:
                 look()
             except Exception as fault:  # noqa: BLE001, PERF203 - it looks again next time
@@ -253,12 +255,12 @@ class Looker(Protocol):
         """Look."""
 
 
-_others: WeakSet[Looker] = WeakSet()
+_others: WeakValueDictionary[int, Looker] = WeakValueDictionary()
 
 
 def look_along(looker: Looker) -> None:
     """Let ``looker`` look whenever the watchdog does, for as long as somebody keeps it."""
-    _others.add(looker)
+    _others[id(looker)] = looker
 
 
 _lock = threading.Lock()

@@ -11,7 +11,7 @@ import os
 from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -51,7 +51,7 @@ MAX_POOLS = 200
 
 logger = logging.getLogger("session_metrics_otel")
 
-_pools: WeakSet[Any] = WeakSet()
+_pools: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 MANY_POOLS = 10
 """Pools of one name in a process that are warned of; then again at each doubling."""
@@ -199,12 +199,15 @@ class _Holders(dict[Any, Holder]):
 
 def _begin(pool: Any) -> None:
     pool.holders = _Holders()
-    _pools.add(pool)
+    _pools[id(pool)] = pool
 
 
 def _observed_pools() -> Iterator[tuple[Any, Meter, _Holders]]:
     """The pools, each with its meter and who holds its connections."""
-    for pool in list(_pools):
+    for reference in _pools.valuerefs():  # in one step: others make engines meanwhile
+        pool = reference()
+        if pool is None:
+            continue
         meter, holders = getattr(pool, "observed_meter", None), vars(pool).get("holders")
         if meter is not None and holders is not None:  # else it is being given back just now
             yield pool, meter, holders
@@ -320,7 +323,7 @@ def unhook(engine: Engine) -> None:
         for name, listener in pool.listeners.by_event.items():
             if event.contains(pool, name, listener):
                 event.remove(pool, name, listener)
-        _pools.discard(pool)
+        _pools.pop(id(pool), None)
         pool.__class__ = pool.replaced
         pool._invoke_creator = pool._should_wrap_creator(pool._creator)
         del pool.holders
@@ -389,7 +392,7 @@ def _read() -> Iterator[tuple[Metric, Labels, float]]:
             add(catalog.CONNECTION_COUNT, (name, "idle"), idle)
         for metric, value in _limits(pool).items():
             add(metric, (name,), value)
-    for name, meter in list(_meters.items()):
+    for name, meter in _meters.copy().items():
         pending = meter.answered.read(), meter.asked.read()
         add(catalog.CONNECTION_PENDING_REQUESTS, (name,), max(pending[1] - pending[0], 0))
         closed, detached = meter.closed_detached.read(), meter.detached.read()
