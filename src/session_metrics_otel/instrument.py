@@ -361,9 +361,12 @@ def _choose_core_spans(engine: Engine, hooks: _EngineHooks) -> None:
 
 def _leave_engines(observer: Observer) -> None:
     """Unhook what only ``observer`` needs, once the last of its sessions has ended."""
-    if LEDGER.factory(observer.name).live:
-        return
     with _lock:
+        # A session that is born from here on meets its engine again, and waits for us to be done;
+        # one that was born before is live.
+        observer.met = None
+        if LEDGER.factory(observer.name).live:
+            return
         for engine in list(observer.engines):
             hooks = _hooks_of(engine.dialect)
             observer.engines.discard(engine)

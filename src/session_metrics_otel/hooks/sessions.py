@@ -105,11 +105,12 @@ def _after_begin(  # noqa: C901
             if owner is None:
                 return
             observer = owner
-        if connection.engine is not observer.met:
-            observer.meet(connection.engine)
         record: ObservedSessionMetrics | None = session._session_metrics
         if record is None or record._stage.state is _CLOSED or record.context is not None:
             record = observer.working(session)
+        # Once it is born: nobody takes the hooks off an engine while a session is live.
+        if connection.engine is not observer.met:
+            observer.meet(connection.engine)
         now = perf_counter()
         if record.transaction_began is None:
             record.transaction_began = record.statement_ended = now
