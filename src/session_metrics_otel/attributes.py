@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .catalog import OPERATION_DURATION
+
 METRIC_ATTRIBUTES: dict[str, str] = {
     "factory": "The name that `instrument(name=...)` gave: one per sessionmaker.",
     "state": "What the session is doing: any of its states but `closed`.",
@@ -49,17 +51,8 @@ SPAN_ATTRIBUTES: dict[str, str] = {
     "db.query.text": "The statement with `?` for every literal, and never a parameter.",
     "db.operation.batch.size": "Sets of parameters, where there are two or more.",
     "db.response.status_code": "The driver's SQLSTATE, or MySQL's or Oracle's number.",
-    **{
-        name: METRIC_ATTRIBUTES[name]
-        for name in (
-            "db.system.name",
-            "db.namespace",
-            "db.operation.name",
-            "db.collection.name",
-            "server.address",
-            "server.port",
-        )
-    },
+    **{name: METRIC_ATTRIBUTES[name] for name in OPERATION_DURATION.attributes},
+    # On a metric it may be that of a session; on a span it is that of a statement.
     "error.type": "The status code, else the class of the driver's exception.",
 }
 """Those of spans."""

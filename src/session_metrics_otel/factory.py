@@ -21,10 +21,9 @@ from .ledger import LEDGER
 from .request_scope import RequestScope
 from .series import Distribution
 from .watchdog import leak_reports
+from .weak import alive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session
 
@@ -164,22 +163,28 @@ class RequestScopedSessionFactory(Generic[S]):
             leaked_sessions=int(sum(mine[catalog.SESSION_LEAKS].values())),  # type: ignore[arg-type]
             avg_session_lifetime_ms=_mean(mine[catalog.SESSION_DURATION].get(())) * 1000,
             peak_concurrent_sessions=int(mine[catalog.SESSION_PEAK].get((), 0)),  # type: ignore[arg-type]
-            last_pool_exhaustion=_last(
-                datetime.fromisoformat(report["last_at"])
-                for report in exhaustion_reports()
-                if report["pool"] == pool_name
+            last_pool_exhaustion=max(
+                (
+                    datetime.fromisoformat(report["last_at"])
+                    for report in exhaustion_reports()
+                    if report["pool"] == pool_name
+                ),
+                default=None,
             ),
-            last_leak_detection=_last(
-                datetime.fromtimestamp(report.noticed_at, timezone.utc)
-                for report in leak_reports()
-                if report.factory == self.name
+            last_leak_detection=max(
+                (
+                    datetime.fromtimestamp(report.noticed_at, timezone.utc)
+                    for report in leak_reports()
+                    if report.factory == self.name
+                ),
+                default=None,
             ),
         )
 
     def get_session_metrics(self) -> dict[str, DatabaseSessionMetrics]:
         """The records of the sessions open now, by session id."""
-        records = (reference() for reference in list(LEDGER.factory(self.name).live.values()))
-        return {record.session_id: record for record in records if record is not None}
+        references = list(LEDGER.factory(self.name).live.values())
+        return {record.session_id: record for record in alive(references)}
 
     def health_check(self) -> dict[str, Any]:
         """How the factory fares, ready for JSON.
@@ -243,10 +248,6 @@ def _mean(value: object) -> float:
     if not isinstance(value, Distribution) or not sum(value.counts):
         return 0.0
     return value.sum / sum(value.counts)
-
-
-def _last(moments: Iterable[datetime]) -> datetime | None:
-    return max(moments, default=None)
 
 
 def _maker_of(target: Any) -> Any:

@@ -10,6 +10,7 @@ from . import catalog
 from .catalog import LIVE_STATES, OTHER, SessionState
 from .legible import one_line
 from .series import Bounded
+from .weak import alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -279,10 +280,8 @@ class FactoryLedger:
     def forget(self) -> None:
         """Start again at nothing, in place."""
         self._lock = threading.RLock()
-        for reference in list(self.live.values()):
-            record = reference()
-            if record is not None:
-                record.detach()
+        for record in alive(list(self.live.values())):
+            record.detach()
         self.live.clear()
         self._resting_lock = threading.RLock()
         self.resting.clear()

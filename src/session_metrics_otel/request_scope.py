@@ -90,11 +90,12 @@ def _log_failure(session: Any, error: BaseException | None) -> None:
         return
     try:
         record = metrics_for(session)
+        said = record.to_dict()
         context = {
             "session_id": record.session_id,
             "state": record.state.value,
-            "created_at": str(record.to_dict()["created_at"]),
-            "last_activity": str(record.to_dict()["last_activity_at"]),
+            "created_at": str(said["created_at"]),
+            "last_activity": str(said["last_activity_at"]),
             "operations_count": record.operations_count,
             "errors": record.errors,
         }

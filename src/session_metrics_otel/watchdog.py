@@ -25,6 +25,7 @@ from .hooks.sessions import attached_record
 from .ledger import COLLECTED, LEDGER
 from .legible import one_line
 from .tracing import SpanMirror
+from .weak import alive
 
 if TYPE_CHECKING:
     import weakref
@@ -188,9 +189,8 @@ def _work_of(record: DatabaseSessionMetrics) -> tuple[str, str, str]:
 
 def _close_session_of(record: DatabaseSessionMetrics) -> None:
     # SQLAlchemy's own register, which close_all_sessions() goes by; a record knows no session.
-    for reference in _sessions.valuerefs():  # in one step: others make sessions meanwhile
-        session = reference()
-        if session is not None and attached_record(session) is record:
+    for session in alive(_sessions.valuerefs()):
+        if attached_record(session) is record:
             break
     else:
         return
@@ -235,8 +235,7 @@ class _Patrol:
             self._look()
 
     def _look(self) -> None:
-        others = [other for reference in _others.valuerefs() if (other := reference()) is not None]
-        for look in (self.watchdog.scan, *(other.look for other in others)):
+        for look in (self.watchdog.scan, *(other.look for other in alive(_others.valuerefs()))):
             try:
                 look()
             except Exception as fault:  # noqa: BLE001, PERF203 - it looks again next time

@@ -37,17 +37,17 @@ COLUMNS = (
     "made at",
 )  # fmt: skip
 
-SORTS: dict[str, Callable[[Row], Any]] = {
-    "age": lambda row: -row.age,
-    "state": lambda row: (row.state, -row.age),
-    "route": lambda row: (row.route, -row.age),
-}
 NARROW = ("process", "age", "state", "route", "session", "last")
 """The columns at a terminal that has no room for all."""
 
 WIDE = 120
 """Characters in a line that are room for all."""
 
+SORTS: dict[str, Callable[[Row], Any]] = {
+    "age": lambda row: -row.age,
+    "state": lambda row: (row.state, -row.age),
+    "route": lambda row: (row.route, -row.age),
+}
 KEYS = {name[0]: name for name in SORTS}
 
 
@@ -91,21 +91,22 @@ class Look(NamedTuple):
         pid = "" if self.document is None else f"/{self.document['process']}"
         return one_line(urlsplit(self.url).netloc.rpartition("@")[2] + pid)
 
+    @property
+    def newest(self) -> dict[str, Any]:
+        """The newest point of its plots, or an empty one."""
+        history = [] if self.document is None else self.document["history"]
+        return history[-1] if history else {"success": 0, "failure": 0, "pools": {}}
+
     def created(self) -> int:
         """Sessions whose creation succeeded or failed so far."""
-        if self.document is None or not self.document["history"]:
-            return 0
-        last = self.document["history"][-1]
-        return int(last["success"] + last["failure"])
+        return int(self.newest["success"] + self.newest["failure"])
 
     def pools(self) -> str:
         """Each pool, with the connections in use and its limit where it has one."""
-        if self.document is None or not self.document["history"]:
-            return ""
         return ", ".join(
             f"{one_line(name)} {pool['used']}"
             + ("" if pool["max"] is None else f"/{pool['max']:g}")
-            for name, pool in self.document["history"][-1]["pools"].items()
+            for name, pool in self.newest["pools"].items()
         )
 
     def rows(self) -> Iterator[Row]:

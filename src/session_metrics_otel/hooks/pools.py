@@ -30,6 +30,7 @@ from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.legible import one_line
 from session_metrics_otel.series import PENDING_LIMIT, Tally
 from session_metrics_otel.tracing import current_mirror, pool_exhausted
+from session_metrics_otel.weak import alive
 
 from .holders import Holder, describe_waiter, report_exhaustion, routes
 from .places import line_of, place_of_checkout, place_of_engine
@@ -204,10 +205,7 @@ def _begin(pool: Any) -> None:
 
 def _observed_pools() -> Iterator[tuple[Any, Meter, _Holders]]:
     """The pools, each with its meter and who holds its connections."""
-    for reference in _pools.valuerefs():  # in one step: others make engines meanwhile
-        pool = reference()
-        if pool is None:
-            continue
+    for pool in alive(_pools.valuerefs()):
         meter, holders = getattr(pool, "observed_meter", None), vars(pool).get("holders")
         if meter is not None and holders is not None:  # else it is being given back just now
             yield pool, meter, holders

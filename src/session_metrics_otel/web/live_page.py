@@ -21,6 +21,7 @@ from session_metrics_otel.hooks.places import line_of
 from session_metrics_otel.hooks.queries import summary_of_sent
 from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.watchdog import leak_reports, look_along
+from session_metrics_otel.weak import alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -218,7 +219,4 @@ def _oldest_of_each(factories: Iterable[Any]) -> Iterator[DatabaseSessionMetrics
     for factory in factories:
         factory.wake()
         # Copied in one step, as others open and close sessions meanwhile.
-        for reference in list(factory.live.values())[:SHOWN]:
-            record = reference()
-            if record is not None:
-                yield record
+        yield from alive(list(factory.live.values())[:SHOWN])
