@@ -54,6 +54,19 @@ async def async_orders(async_engine):
     made.close()
 
 
+@pytest.fixture
+def one_connection(new_engine, tmp_path):
+    """An engine whose pool has one, for which nobody waits."""
+    return new_engine(
+        f"sqlite:///{tmp_path}/db", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0
+    )
+
+
+def wait_in_vain(factory):
+    with pytest.raises(PoolTimeoutError), factory.get_request_scoped_session("eve") as session:
+        session.execute(ONE)
+
+
 class TestASession:
     def test_is_tagged_and_closed(self, orders):
         with orders.get_request_scoped_session("ada", "r-1", "t-1") as session:
@@ -233,23 +246,15 @@ class TestFigures:
         assert counted("orders")["leaks garbage_collected"] == 1
         assert health["factory_metrics"]["total_closed"] == 1
 
-    def test_of_an_exhausted_pool(self, new_engine, tmp_path):
-        engine = new_engine(
-            f"sqlite:///{tmp_path}/db", poolclass=QueuePool, pool_size=1, max_overflow=0,
-            pool_timeout=0,
-        )  # fmt: skip
-        orders = RequestScopedSessionFactory(engine, name="orders")
+    def test_of_an_exhausted_pool(self, one_connection, tmp_path):
+        orders = RequestScopedSessionFactory(one_connection, name="orders")
         with orders.get_request_scoped_session("ada") as first:
             first.execute(ONE)
-            with (
-                pytest.raises(PoolTimeoutError),
-                orders.get_request_scoped_session("eve") as second,
-            ):
-                second.execute(ONE)
+            wait_in_vain(orders)
             assert orders.health_check()["pool_status"] == {
                 "kind": "QueuePool", "size": 1, "checkedout": 1, "checkedin": 0, "overflow": 0,
             }  # fmt: skip
-            with pytest.raises(PoolTimeoutError), engine.connect():
+            with pytest.raises(PoolTimeoutError), one_connection.connect():
                 pass  # whoever it is that waits in vain, the pool was exhausted
         figures = orders.get_pool_metrics()
         pool = {"db_client_connection_pool_name": f"sqlite/{tmp_path}/db"}
@@ -262,24 +267,15 @@ class TestFigures:
         assert figures.last_leak_detection is None
         orders.close()
 
-    def test_where_sessions_choose_their_engine_counts_what_they_met(self, new_engine, tmp_path):
-        engine = new_engine(
-            f"sqlite:///{tmp_path}/db", poolclass=QueuePool, pool_size=1, max_overflow=0,
-            pool_timeout=0,
-        )  # fmt: skip
-
+    def test_where_sessions_choose_their_engine_counts_what_they_met(self, one_connection):
         class Routed(Session):
             def get_bind(self, *_args, **_options):
-                return engine
+                return one_connection
 
         orders = RequestScopedSessionFactory(sessionmaker(class_=Routed), name="orders")
         with orders.get_request_scoped_session("ada") as first:
             first.execute(ONE)
-            with (
-                pytest.raises(PoolTimeoutError),
-                orders.get_request_scoped_session("eve") as second,
-            ):
-                second.execute(ONE)
+            wait_in_vain(orders)
         figures = orders.get_pool_metrics()
         assert figures.pool_exhaustion_events == counted("orders")["errors TimeoutError"] == 1
         assert orders.health_check()["pool_status"] == {"kind": None}
