@@ -15,7 +15,7 @@ demo: .venv-demo/ready  ## A working application with live /metrics; ARGS="--sec
 	@$(DEMO)/python -m session_metrics_otel demo $(ARGS)
 
 test: .venv/ready  ## All tests that need no server
-	$(DEV)/python -m pytest tests --ignore=tests/servers $(ARGS)
+	$(DEV)/python -m pytest tests --ignore=tests/servers -n auto --dist worksteal $(ARGS)
 
 coverage: .venv/ready  ## How much of the code, by branches, all the tests reach
 	rm -rf .coverage
