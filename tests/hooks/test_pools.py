@@ -20,6 +20,7 @@ from sqlalchemy.pool import (
     AssertionPool,
     AsyncAdaptedQueuePool,
     NullPool,
+    Pool,
     QueuePool,
     SingletonThreadPool,
     StaticPool,
@@ -297,6 +298,29 @@ class TestLives:
         uninstrument(engine)
         engine.dispose()
         assert type(pool) is QueuePool
+
+    def test_a_pool_that_connects_in_its_own_way_still_does(self, observe):
+        asked = []
+
+        class Own(StaticPool):
+            def connect(self):
+                asked.append(self)
+                return super().connect()
+
+        engine = observe(poolclass=Own)
+        asked.clear()
+        with engine.connect():
+            assert shown()["count used"] == 1
+        assert asked == [engine.pool]
+
+    def test_what_somebody_else_put_around_connecting_still_runs(self, observe, monkeypatch):
+        asked = []
+        connect = Pool.connect
+        monkeypatch.setattr(Pool, "connect", lambda pool: asked.append(pool) or connect(pool))
+        engine = observe(poolclass=StaticPool)
+        asked.clear()
+        engine.connect().close()
+        assert asked == [engine.pool]
 
     def test_a_refused_connection_holds_nothing(self, new_engine, tmp_path):
         engine = new_engine(

@@ -52,30 +52,19 @@ class Holder:
         bound: The request that sent it.
     """
 
-    __slots__ = ("bound", "last_statement", "place", "session", "since", "statements")
-
     # Set by whoever makes one, which is done for every checkout: no call of a constructor.
     since: float
     place: Place | None
-    session: ObservedSessionMetrics | None
-    statements: int
-    last_statement: Any
-    bound: Binding
-
-    def sent(self, statement: Any) -> None:
-        """Take note of a statement that no session sent."""
-        self.statements = getattr(self, "statements", 0) + 1
-        self.last_statement = statement
-        self.bound = current_binding.get()
+    session: ObservedSessionMetrics | None = None
+    statements: int = 0
+    last_statement: Any = None
+    bound: Binding = NOTHING_BOUND
 
     def describe(self) -> dict[str, Any]:
         """What the report says of it."""
         session = self.session
-        if session is None:
-            bound = getattr(self, "bound", NOTHING_BOUND)
-            last = getattr(self, "last_statement", None)
-        else:
-            bound, last = session, session.last_statement
+        bound = self.bound if session is None else session
+        last = self.last_statement if session is None else session.last_statement
         return {
             "session_id": "" if session is None else one_line(session.session_id),
             "request_id": one_line(bound.request_id),
@@ -83,9 +72,7 @@ class Holder:
             "factory": "" if session is None else session.factory,
             "state": "" if session is None else session.state.value,
             "held_seconds": round(time.perf_counter() - self.since, 3),
-            "statements": getattr(self, "statements", 0)
-            if session is None
-            else session.query_count,
+            "statements": self.statements if session is None else session.query_count,
             "last_statement": summary_of_sent(last),
             "taken_at": line_of(self.place),
             "made_at": "" if session is None else line_of(session.born_at),
@@ -96,10 +83,13 @@ class Holder:
 def sent_without_session(connection: Any, statement: Any) -> None:
     """Tell who holds the connection behind ``connection`` that it sent ``statement``."""
     fairy = connection._dbapi_connection
-    # With its first connection a dialect talks before any pool has it.
-    holders: dict[Any, Holder] | None = getattr(getattr(fairy, "_pool", None), "holders", None)
-    if holders is not None and fairy._connection_record in holders:
-        holders[fairy._connection_record].sent(statement)
+    try:
+        holder: Holder = fairy._pool.holders[fairy._connection_record]
+    except (AttributeError, KeyError):
+        return  # with its first connection a dialect talks before any pool has it
+    holder.statements += 1
+    holder.last_statement = statement
+    holder.bound = current_binding.get()
 
 
 def describe_waiter(

@@ -33,21 +33,22 @@ def _search() -> Callable[[], Place | None]:
 
     Each frame that is looked at is an object to be made, and there are ten from a pool's
     ``connect()`` up to whoever called ``Session.execute``. As a rule the application stands where
-    it stood the last time: one step outside, with one of SQLAlchemy's or ours below it.
+    it stood the last time: one step above a frame of SQLAlchemy's or ours.
     """
     depths: tuple[int, ...] = ()
+    is_inside = _is_inside.get
 
     def search() -> Place | None:
         nonlocal depths
         try:
             for depth in depths:
-                frame = _getframe(depth)
-                if (
-                    _is_inside.get(frame.f_code.co_filename) is False
-                    and _is_inside.get(_getframe(depth - 1).f_code.co_filename)
-                ):  # fmt: skip
+                below = _getframe(depth)
+                frame: Any = below.f_back
+                if is_inside(frame.f_code.co_filename) is False and is_inside(
+                    below.f_code.co_filename
+                ):
                     return frame.f_code, frame.f_lasti
-        except ValueError:  # the stack, or the greenlet's, ends before
+        except (ValueError, AttributeError):  # the stack, or the greenlet's, ends before
             pass
         place, depth = _first_outside(_getframe(1))
         if depth and depth not in depths:
@@ -86,10 +87,11 @@ def _first_outside(frame: Any) -> tuple[Place | None, int]:
     awaits.
 
     Returns:
-        The place, and how many frames above the one below ``frame`` it is; 0 across a greenlet.
+        The place, and how far above the search, whose caller is ``frame``, the last frame before
+        it is; 0 across a greenlet.
     """
     parent: Any = None
-    depth = 1
+    depth = 0
     while True:
         if frame is None:
             greenlet = sys.modules.get("greenlet")

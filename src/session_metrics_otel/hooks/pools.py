@@ -22,6 +22,7 @@ from sqlalchemy.pool import (
     SingletonThreadPool,
     StaticPool,
 )
+from sqlalchemy.pool.base import _ConnectionFairy
 
 from session_metrics_otel import catalog
 from session_metrics_otel.binding import current_binding
@@ -91,6 +92,11 @@ class Meter:
         self.wait_time = LEDGER.histogram(catalog.CONNECTION_WAIT_TIME, name)
         self.use_time = LEDGER.histogram(catalog.CONNECTION_USE_TIME, name)
 
+    def fold(self) -> None:
+        """Put what was measured into its buckets: every use of a connection follows a wait."""
+        self.wait_time.fold_if_free()
+        self.use_time.fold_if_free()
+
     def forget(self) -> None:
         """Start again at nothing, in a child after ``fork``."""
         for tally in (self.asked, self.answered, self.detached, self.closed_detached):
@@ -113,9 +119,9 @@ def _observed(  # noqa: C901 - one class
 ) -> type[Any]:
     """A subclass of the pool class ``kind`` that sees what is asked of it."""
     asked, answered = meter.asked.hit, meter.answered.hit
-    wait_time, use_time = meter.wait_time, meter.use_time
-    waited, waits = wait_time.add, wait_time.pending
-    used, uses = use_time.add, use_time.pending
+    waited, waits = meter.wait_time.add, meter.wait_time.pending
+    used = meter.use_time.add
+    checkout = _checkout_of(kind)
 
     class ObservedPool(kind):  # type: ignore[misc]  # which class is known when it runs
         __slots__ = ()  # an instance's class can only be changed for one of the same layout
@@ -130,7 +136,7 @@ def _observed(  # noqa: C901 - one class
             began = perf_counter()
             asked()
             try:
-                fairy = kind.connect(self)
+                fairy = checkout(self)
             except BaseException as error:
                 answered()
                 _refused(self, meter, error, place)
@@ -140,34 +146,28 @@ def _observed(  # noqa: C901 - one class
                 now = perf_counter()
                 waited(now - began)
                 if len(waits) > PENDING_LIMIT:
-                    wait_time.fold_if_free()
-                entry = fairy._connection_record
-                holders = getattr(self, "holders", None)  # None: given back meanwhile
-                # One that is shared may be out already.
-                if holders is not None and entry not in holders:
-                    holder = Holder()
-                    holder.since = now
-                    holder.place = place()
-                    holder.session = None
-                    holders[entry] = holder  # whole, as another thread may look at once
+                    meter.fold()
+                holder = Holder()
+                holder.since = now
+                holder.place = place()
+                # Whole, as another thread may look at once. One that is shared may be out already.
+                self.holders.setdefault(fairy._connection_record, holder)
             except Exception as fault:  # noqa: BLE001 - never the application's trouble
-                caught("pools", fault)
+                if "holders" in vars(self):  # else it was given back meanwhile
+                    caught("pools", fault)
             return fairy
 
         def _do_return_conn(self, record: Any) -> None:
             try:
                 holder = self.holders.pop(record, None)
-            except AttributeError:  # given back meanwhile
-                holder = None
-            if holder is not None:
-                try:
+                if holder is not None:
                     seconds = perf_counter() - holder.since
                     used(seconds)
-                    if len(uses) > PENDING_LIMIT:
-                        use_time.fold_if_free()
-                    if holder.session is not None and holder.session.route:
-                        _count_route(holder.session.route, seconds)
-                except Exception as fault:  # noqa: BLE001
+                    session = holder.session
+                    if session is not None and session.route:
+                        _count_route(session.route, seconds)
+            except Exception as fault:  # noqa: BLE001
+                if "holders" in vars(self):  # else it was given back meanwhile
                     caught("pools", fault)
             kind._do_return_conn(self, record)
 
@@ -182,6 +182,19 @@ def _observed(  # noqa: C901 - one class
     ObservedPool.__qualname__ = kind.__qualname__
     ObservedPool.__module__ = kind.__module__
     return ObservedPool
+
+
+def _checkout_of(kind: type[Any]) -> Callable[[Any], Any]:
+    """What a pool of the class ``kind`` does when it is asked for a connection.
+
+    ``Pool.connect`` does nothing but call ``_ConnectionFairy._checkout``: where this is it, and
+    nothing that stands in its place, that is called at once.
+    """
+    connect: Callable[[Any], Any] = kind.connect
+    names = getattr(getattr(connect, "__code__", None), "co_names", None)
+    if names == ("_ConnectionFairy", "_checkout"):
+        return _ConnectionFairy._checkout
+    return connect
 
 
 def _nowhere() -> None:

@@ -68,12 +68,13 @@ class _ObservedContext:
     def pre_exec(self) -> None:
         if not self.plain:
             super().pre_exec()  # type: ignore[misc]
-        self.record = record = getattr(self.root_connection, RECORD, None)
+        record = getattr(self.root_connection, RECORD, None)
         try:
             if record is None or record.transaction_began is None:
-                spans, self.record = self.core_spans, None
+                spans = self.core_spans
                 sent_without_session(self.root_connection, self.compiled or self.statement)
             else:
+                self.record = record
                 record._queries += 1
                 stage = record._stage
                 stage.factory.queries.hit()
@@ -95,18 +96,17 @@ class _ObservedContext:
         if self.record is not None:
             self.record.statement_ended = ended
         try:
-            if self.sent_at is not None:
-                # Kept with the compiled statement, which SQLAlchemy caches and reuses.
-                series = getattr(self.compiled, KEPT, None) or series_of(self, self.server)
-                duration = series.duration
-                duration.add(ended - self.sent_at)
-                if len(duration.pending) > PENDING_LIMIT:
-                    duration.fold_if_free()
-                self.sent_at = None
-                if series.rows is not None and self.cursor.description is not None:
-                    rows = self.cursor.rowcount
-                    if rows >= 0:
-                        series.rows.observe(rows)
+            # Kept with the compiled statement, which SQLAlchemy caches and reuses.
+            series = getattr(self.compiled, KEPT, None) or series_of(self, self.server)
+            duration = series.duration
+            duration.add(ended - self.sent_at)  # type: ignore[operator] # see pre_exec
+            if len(duration.pending) > PENDING_LIMIT:
+                duration.fold_if_free()
+            self.sent_at = None
+            if series.rows is not None and self.cursor.description is not None:
+                rows = self.cursor.rowcount
+                if rows >= 0:
+                    series.rows.observe(rows)
         except Exception as fault:  # noqa: BLE001 - never the statement's trouble
             caught("statements", fault)
         if self.started is not None:
