@@ -250,6 +250,25 @@ class TestLives:
             | ended("closed", 2),
         )
 
+    def test_one_that_is_used_in_its_own_constructor_is_one(self, engine):
+        class WithRole(Session):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                self.execute(ONE)
+
+        maker = sessionmaker(engine, class_=WithRole)
+        instrument(maker, name="orders")
+        with maker() as session:
+            session.execute(ONE)
+            session.commit()
+        uninstrument(maker)
+        gc.collect()
+        expect(
+            queries=2,
+            also=changes("created", "active", "committed", "closing", "closed")
+            | ended("committed"),
+        )
+
     def test_closing_twice_counts_once(self, orders):
         session = orders()
         session.execute(ONE)

@@ -105,7 +105,8 @@ class _Watch:
             if observer.adopts:
                 return
             try:
-                observer.born(self)
+                if self._session_metrics is None:  # else its own constructor used it already
+                    observer.born(self)
                 if self.bind is not observer.met:
                     observer.meet(self.bind)
             except Exception as fault:  # noqa: BLE001 - never the session's trouble
