@@ -10,6 +10,7 @@ import weakref
 import pytest
 from reading import counted
 from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import (
     AsyncSession,
     async_scoped_session,
@@ -415,6 +416,20 @@ class TestEngines:
             session.execute(ONE)
         uninstrument(maker)
         assert counted("options")["queries"] == 1
+
+    def test_what_execution_options_made_is_given_back_in_any_order(self, engine):
+        before = footprint(engine)
+        clone = engine.execution_options(isolation_level="SERIALIZABLE")
+        again = clone.execution_options(schema_translate_map={"a": None})
+        makers = {"clone": sessionmaker(clone), "engine": sessionmaker(engine)}
+        for name, maker in makers.items():
+            instrument(maker, name=name)
+            with maker(bind=again) as session, pytest.raises(OperationalError):
+                session.execute(text("select * from nowhere"))
+        for maker in makers.values():
+            uninstrument(maker)
+        assert [counted(name)["errors OperationalError"] for name in makers] == [1, 1]
+        assert footprint(engine) == before
 
     def test_the_pool_after_dispose_is_watched_too(self, tmp_path, new_engine):
         engine = new_engine(f"sqlite:///{tmp_path}/no/such/db")

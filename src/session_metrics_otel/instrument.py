@@ -335,7 +335,9 @@ def _adopt_sessions_of(engine: Engine, observer: Observer) -> Callable[[], None]
 
 def _hook_engine(observer: Observer, bind: Any) -> _EngineHooks:
     """Observe the engine behind ``bind``, an Engine, AsyncEngine or Connection."""
-    engine: Engine = getattr(bind, "sync_engine", bind).engine
+    engine: Any = getattr(bind, "sync_engine", bind).engine
+    while hasattr(engine, "_proxied"):  # made by execution_options(): one may come per request
+        engine = engine._proxied
     with _lock:
         hooks = _hooks_of(engine.dialect)
         if hooks is None:
