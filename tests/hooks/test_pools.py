@@ -132,6 +132,18 @@ class TestEachClass:
             assert (found["count used"], found["count idle"], found["max"]) == (1, 0, 1)
         assert shown()["count idle"] == 1
 
+    @pytest.mark.parametrize("kind", [QueuePool, NullPool, StaticPool, AssertionPool])
+    @pytest.mark.parametrize("give_up", ["invalidate", "detach"])
+    def test_an_entry_without_a_connection_is_not_idle(self, observe, kind, give_up):
+        engine = observe(poolclass=kind)
+        with engine.connect() as connection:
+            getattr(connection, give_up)()
+            assert (shown()["count used"], shown()["count idle"]) == (0, 0)
+        found = shown()
+        assert (found["count used"], found["count idle"]) == (0, 0)
+        assert found["sqlalchemy_pool_invalidations_total"] == (give_up == "invalidate")
+        assert found["sqlalchemy_pool_detached"] == 0
+
     def test_async_queue_pool(self, tmp_path):
         engine = create_async_engine(
             f"sqlite+aiosqlite:///{tmp_path}/db",

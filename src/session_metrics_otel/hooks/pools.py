@@ -378,10 +378,11 @@ def _idle(pool: Any, used: int) -> float | None:
         return _connected(pool)
     if isinstance(pool, NullPool):
         return 0
-    if isinstance(pool, StaticPool):
-        return max(int("connection" in vars(pool)) - used, 0)
-    if isinstance(pool, AssertionPool):
-        return max(int(pool._conn is not None) - used, 0)
+    if isinstance(pool, (StaticPool, AssertionPool)):
+        # Looked up, as StaticPool's `connection` opens one where there is none.
+        entry = vars(pool).get("connection" if isinstance(pool, StaticPool) else "_conn")
+        opened = entry is not None and entry.dbapi_connection is not None
+        return max(int(opened) - used, 0)
     return None
 
 
