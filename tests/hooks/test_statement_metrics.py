@@ -104,6 +104,32 @@ class TestRepeats:
             session.execute(ONE)
         assert counted("timed")["repeated_statements"] == 1
 
+    def test_statements_that_are_not_cached_are_told_apart_by_their_text(self, maker):
+        with maker() as session:
+            session.connection(execution_options={"compiled_cache": None})
+            for number in range(10):
+                session.execute(select(ITEMS).where(ITEMS.c.id == number))
+        with maker() as session:
+            for number in range(10):
+                session.connection().exec_driver_sql(f"select {number}")
+        assert counted("timed")["repeated_statements"] == 1
+
+    def test_a_list_of_any_length_is_one_shape(self, maker):
+        with maker() as session:
+            for number in range(4):
+                session.execute(select(ITEMS).where(ITEMS.c.id.in_(range(number))))
+        assert counted("timed")["repeated_statements"] == 1
+
+    def test_ten_times_are_not_more_than_ten(self, engine):
+        maker = sessionmaker(engine)
+        instrument(maker, name="ten", repeated_statements=10)
+        for times in (10, 11):
+            with maker() as session:
+                for _ in range(times):
+                    session.execute(ONE)
+            assert counted("ten").get("repeated_statements", 0) == times - 10
+        uninstrument(maker)
+
     def test_it_is_said_on_the_span(self, engine, provider, spans):
         ITEMS.create(engine)
         maker = sessionmaker(engine)

@@ -25,13 +25,14 @@ class Repeats:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._counts: dict[Any, int] = {}
+        self._counts: dict[str, int] = {}
         self.summary = ""
         self.count = 0
 
     def sent(self, context: Any, record: ObservedSessionMetrics) -> None:
         """Count the statement that ``context`` sends; the session, where it passes the limit."""
-        shape = context.compiled or context.statement
+        # Not the compiled statement itself: one that cannot be cached is compiled anew each time.
+        shape = context.compiled.string if context.compiled else context.statement
         times = self._counts[shape] = self._counts.get(shape, 0) + 1
         if times > self._limit and times > self.count:
             if not self.summary:
