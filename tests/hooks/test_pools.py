@@ -334,6 +334,24 @@ class TestLives:
         engine.connect().close()
         assert asked == [engine.pool]
 
+    def test_a_pool_that_two_engines_share_is_counted_until_both_are_given_back(self, new_engine):
+        first = new_engine("sqlite://", poolclass=QueuePool)
+        second = create_engine("sqlite://", pool=first.pool)
+        for name, engine in (("first", first), ("second", second)):
+            instrument(engine, name=name)
+        with first.connect(), second.connect():
+            found = shown()
+            assert (found["count used"], found["sqlalchemy_pools"]) == (2, 1)
+            assert found["wait_time_seconds_count"] == found["create_time_seconds_count"] == 2
+        uninstrument(first)
+        with second.connect():
+            found = shown()
+            assert (found["count used"], found["count idle"]) == (1, 1)
+            assert (found["sqlalchemy_pools"], found["wait_time_seconds_count"]) == (1, 3)
+        uninstrument(second)
+        assert type(first.pool) is QueuePool
+        assert first.pool is second.pool
+
     def test_a_refused_connection_holds_nothing(self, new_engine, tmp_path):
         engine = new_engine(
             f"sqlite:///{tmp_path}/no/such/db", poolclass=QueuePool, pool_logging_name="refused"

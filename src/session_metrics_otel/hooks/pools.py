@@ -11,7 +11,7 @@ import os
 from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -309,7 +309,9 @@ def hook(engine: Engine, *, holder_lines: bool = True) -> None:
         type(pool).listeners = _Listeners(meter)
         for name, listener in pool.listeners.by_event.items():
             event.listen(pool, name, listener)
+        type(pool).engines = WeakSet()
         _warn_of_many(meter)
+    pool.engines.add(engine)
 
 
 def _warn_of_many(meter: Meter) -> None:
@@ -327,9 +329,12 @@ def _warn_of_many(meter: Meter) -> None:
 
 
 def unhook(engine: Engine) -> None:
-    """Put the pool of ``engine`` back as it was."""
+    """Put the pool of ``engine`` back as it was, where no other engine that is hooked shares it."""
     pool: Any = engine.pool
     if hasattr(pool, "observed_meter"):
+        pool.engines.discard(engine)
+        if any(other.pool is pool for other in pool.engines):  # of create_engine(pool=...)
+            return
         pool.listeners.wanted = False
         for name, listener in pool.listeners.by_event.items():
             if event.contains(pool, name, listener):
