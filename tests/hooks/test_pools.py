@@ -28,7 +28,6 @@ from sqlalchemy.pool import (
 
 from session_metrics_otel import bind, exhaustion_reports, instrument, metrics_for, uninstrument
 from session_metrics_otel.hooks import holders
-from session_metrics_otel.series import Bounded
 
 ONE = text("select 1")
 NAME = "sqlite/"
@@ -559,11 +558,33 @@ class TestRoutes:
             labels["factory"] = "routed"
             assert REGISTRY.get_sample_value("sqlalchemy_route_sessions_total", labels) == times
 
-    def test_routes_are_bounded(self, monkeypatch):
-        monkeypatch.setattr(holders, "routes", Bounded(2, "_OTHER"))
-        assert [holders.routes.admit(r) for r in ("/a", "/b", "/c", "/a")] == [
-            "/a",
-            "/b",
-            "_OTHER",
-            "/a",
-        ]
+    def test_connections_without_a_session_are_held_by_routes_too(self, observe):
+        engine = observe(poolclass=QueuePool)
+        with bind(route="/export"), engine.connect() as connection:
+            connection.execute(ONE)
+        with engine.connect() as connection:
+            connection.execute(ONE)
+        held = "sqlalchemy_route_connection_use_time_seconds_count"
+        assert REGISTRY.get_sample_value(held, {"http_route": "/export"}) == 1
+        assert shown()["use_time_seconds_count"] == 2
+        sessions = {"http_route": "/export", "factory": "pooled"}
+        assert REGISTRY.get_sample_value("sqlalchemy_route_sessions_total", sessions) is None
+
+    def test_at_most_a_hundred_routes_have_series(self, new_engine):
+        maker = sessionmaker(new_engine())
+        instrument(maker, name="routed")
+        for number in range(103):
+            with bind(route=f"/orders/{number}"), maker() as session:
+                session.execute(ONE)
+        uninstrument(maker)
+        for name in (
+            "sqlalchemy_route_connection_use_time_seconds_count",
+            "sqlalchemy_route_sessions_total",
+        ):
+            found = {
+                sample.labels["http_route"]: sample.value
+                for family in REGISTRY.collect()
+                for sample in family.samples
+                if sample.name == name
+            }
+            assert found == {f"/orders/{number}": 1 for number in range(100)} | {"_OTHER": 3}

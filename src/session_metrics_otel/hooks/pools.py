@@ -163,9 +163,9 @@ def _observed(  # noqa: C901 - one class
                 if holder is not None:
                     seconds = perf_counter() - holder.since
                     used(seconds)
-                    session = holder.session
-                    if session is not None and session.route:
-                        _count_route(session.route, seconds)
+                    held_by = holder.session or holder.bound  # bound: of a Core connection
+                    if held_by.route:
+                        _count_route(held_by.route, seconds)
             except Exception as fault:  # noqa: BLE001
                 if "holders" in vars(self):  # else it was given back meanwhile
                     caught("pools", fault)
