@@ -421,6 +421,24 @@ class TestExhaustion:
         session.close()
         core.close()
 
+    def test_a_connection_is_its_own_again_after_a_session_that_was_bound_to_it(self, observe):
+        engine = self.starved(observe)
+        with engine.connect() as core, engine.connect():
+            with bind(request_id="r-1"), Session(core) as session:
+                session.execute(ONE)
+                with pytest.raises(PoolTimeoutError):
+                    engine.connect()
+                report = exhaustion_reports()[-1]
+                assert report["holders"][0]["session_id"] == metrics_for(session).session_id
+            holders._last_report.clear()
+            with bind(request_id="r-2"):
+                core.execute(ONE)
+            with pytest.raises(PoolTimeoutError):
+                engine.connect()
+            held = exhaustion_reports()[-1]["holders"][0]
+            assert (held["session_id"], held["state"], held["statements"]) == ("", "", 1)
+            assert held["request_id"] == "r-2"
+
     def test_who_waits_and_holds_one_already_is_told_apart(self, observe, caplog):
         engine = self.starved(observe)
         nested = "sqlalchemy_pool_nested_timeouts_total"

@@ -87,6 +87,7 @@ def sent_without_session(connection: Any, statement: Any) -> None:
         holder: Holder = fairy._pool.holders[fairy._connection_record]
     except (AttributeError, KeyError):
         return  # with its first connection a dialect talks before any pool has it
+    holder.session = None  # it may have had one before, by Session(bind=connection)
     holder.statements += 1
     holder.last_statement = statement
     holder.bound = current_binding.get()
