@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BARE = "SQLAlchemy alone"
 METRICS = "ours: all metrics"
+REPEATS = "ours: all metrics, repeated statements"
 SAMPLED = "ours: all metrics, session and statement span sampled"
 MANY = "ours: all metrics, multi-process mode"
 
@@ -167,6 +168,7 @@ PEERS: dict[str, Peer] = {
     "listeners by hand, prometheus_client": by_hand,
     "the hooks of ours, empty": empty_hooks,
     METRICS: ours(spans="off"),
+    REPEATS: ours(spans="off", repeated_statements=10),
     "ours: pools and statements alone": without_sessions,
     "ours: all metrics, no line of code in the report": ours(spans="off", holder_lines=False),
     "ours: all metrics, no tracer provider": ours(),
@@ -180,7 +182,7 @@ PEERS: dict[str, Peer] = {
 }
 """By the name that the tables have."""
 
-EVERYWHERE = list(PEERS)[:11]
+EVERYWHERE = list(PEERS)[:12]
 """Those that every SQLAlchemy takes."""
 
 FEW = [BARE, "listeners by hand, prometheus_client", METRICS, SAMPLED]

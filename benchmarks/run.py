@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 import sampling  # noqa: E402
 from figures import single, table  # noqa: E402
 from make_venv import make, read_pins  # noqa: E402
-from peers import BARE, EVERYWHERE, FEW, MANY, METRICS, PEERS  # noqa: E402
+from peers import BARE, EVERYWHERE, FEW, MANY, METRICS, PEERS, REPEATS  # noqa: E402
 from single import SINGLE  # noqa: E402
 from works import ON_POSTGRESQL, WORKS  # noqa: E402
 
@@ -88,7 +88,11 @@ def measure(*, quick: bool) -> dict[str, Any]:
                     version != SQLALCHEMYS[0] and work != "session"
                 ):
                     continue
-                peers = {"session": EVERYWHERE, "processes": [BARE, METRICS, MANY]}.get(work, FEW)
+                peers = {
+                    "session": EVERYWHERE,
+                    "ten_statements": [*FEW, REPEATS],
+                    "processes": [BARE, METRICS, MANY],
+                }.get(work, FEW)
                 if version.startswith("2.0"):
                     peers = list(PEERS)
                 url = server.url(work, unix_socket=True) if work in ON_POSTGRESQL else ""
