@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import REGISTRY
 from reading import counted, value
-from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text
+from sqlalchemy import Column, Integer, MetaData, Table, delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -208,17 +208,28 @@ async def test_a_backend_that_is_terminated_costs_its_own_session_alone(client: 
 async def test_the_gauges_are_back_to_the_truth_when_the_server_is(client: Client) -> None:
     sessions = [await client.open(select_one) for _ in range(3)]
     client.postgres.stop()
+    lost: list[Any] = []
     for session in sessions:
-        with pytest.raises(DBAPIError):
+        with pytest.raises(DBAPIError) as raised:
             await client.run(session, select_one)
+        lost.append(raised.value.orig)
     await client.close(*sessions)
     assert pool_says(client) == {"used": 0, "idle": 0}
     assert shown(client, "sqlalchemy_pool_invalidations_total") == 3
-    with pytest.raises((DBAPIError, OSError)):
+    with pytest.raises((DBAPIError, OSError)) as not_had:
         await client.use(select_one)
     assert pool_says(client) == {"used": 0, "idle": 0}
     assert of_pool(client, "pending_requests") == 0
     assert of_pool(client, "create_time_seconds_count") == 3
+
+    refused = type(getattr(not_had.value, "orig", not_had.value)).__name__
+    found = counted(FACTORY)
+    assert {key: n for key, n in found.items() if key.startswith(("creations", "errors"))} == {
+        "creations success": 3,
+        f"creations failure {refused}": 1,
+        **Counter(f"errors {name}" for name in [refused, *(type(e).__name__ for e in lost)]),
+    }
+    assert failed_statements() == Counter(error.sqlstate or type(error).__name__ for error in lost)
 
     client.postgres.start()
     await client.use(select_one)
@@ -227,6 +238,7 @@ async def test_the_gauges_are_back_to_the_truth_when_the_server_is(client: Clien
     await both_say(client, used=4, idle=0)
     await client.close(*sessions)
     await both_say(client, used=0, idle=3)
+    assert counted(FACTORY)["creations success"] == 3 + 5
 
 
 async def test_pre_ping_replaces_what_broke_while_idle(
@@ -267,6 +279,36 @@ async def test_statements_by_operation_collection_and_sqlstate(client: Client) -
     assert statements(client, f"{rows}_sum") == {("SELECT", "orders", ""): 5}
 
 
+async def test_rows_of_whatever_returns_some(client: Client) -> None:
+    def work(session: Session) -> None:
+        ORDERS.create(session.connection())
+        new = [{"id": number} for number in range(2500)]  # more than SQLAlchemy sends at once
+        session.execute(insert(ORDERS).returning(ORDERS.c.id), new).all()
+        session.execute(insert(ORDERS), [{"id": 2500}, {"id": 2501}])  # returns nothing
+        few = update(ORDERS).where(ORDERS.c.id < 4).values(id=ORDERS.c.id + 9000)
+        session.execute(few)
+        session.execute(few.where(ORDERS.c.id < 2).returning(ORDERS.c.id)).all()
+        session.execute(delete(ORDERS).where(ORDERS.c.id > 8000).returning(ORDERS.c.id)).all()
+        session.execute(select(ORDERS).where(ORDERS.c.id < 0)).all()
+        session.execute(select(ORDERS).limit(7)).first()
+        # One that is streamed does not say how many there will be.
+        session.execute(select(ORDERS), execution_options={"stream_results": True}).all()
+
+    await client.use(work)
+    rows = "db_client_response_returned_rows"
+    assert statements(client, f"{rows}_count") == {
+        ("BATCH INSERT", "orders", ""): 1,
+        ("UPDATE", "orders", ""): 1,
+        ("DELETE", "orders", ""): 1,
+        ("SELECT", "orders", ""): 2,
+    }
+    assert statements(client, f"{rows}_sum") == {
+        ("BATCH INSERT", "orders", ""): 2500,
+        ("DELETE", "orders", ""): 4,
+        ("SELECT", "orders", ""): 7,
+    }
+
+
 def statements(client: Client, name: str) -> dict[tuple[str, ...], float]:
     """What ``name`` says of the server's statements: by operation, collection and error.
 
@@ -287,3 +329,14 @@ def statements(client: Client, name: str) -> dict[tuple[str, ...], float]:
                 of = ("db_operation_name", "db_collection_name", "error_type")
                 found[tuple(labels.get(label, "") for label in of)] = sample.value
     return found
+
+
+def failed_statements() -> dict[str, float]:
+    """How many statements failed, by ``error_type``."""
+    return {
+        sample.labels["error_type"]: sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "db_client_operation_duration_seconds_count"
+        and "error_type" in sample.labels
+    }

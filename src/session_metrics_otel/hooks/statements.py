@@ -64,6 +64,7 @@ class _ObservedContext:
     sent_at: float | None = None
     record: ObservedSessionMetrics | None = None
     plain: bool
+    _insertmanyvalues_rows: list[Any] | None
 
     def pre_exec(self) -> None:
         if not self.plain:
@@ -104,7 +105,8 @@ class _ObservedContext:
                 duration.fold_if_free()
             self.sent_at = None
             if series.rows is not None and self.cursor.description is not None:
-                rows = self.cursor.rowcount
+                fetched = self._insertmanyvalues_rows  # the cursor knows its last batch alone
+                rows = self.cursor.rowcount if fetched is None else len(fetched)
                 if rows >= 0:
                     series.rows.observe(rows)
         except Exception as fault:  # noqa: BLE001 - never the statement's trouble
