@@ -62,6 +62,23 @@ def value(sample: str, /, **labels: str) -> float | None:
     return REGISTRY.get_sample_value(sample, labels)
 
 
+def shown(name: str = "sqlite/") -> dict[str, float]:
+    """Everything but times and buckets that /metrics says of the pool called ``name``.
+
+    A key is the name without ``db_client_connection_``, and the state: ``count idle``.
+    """
+    found = {}
+    for family in REGISTRY.collect():
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            if labels.pop("db_client_connection_pool_name", None) != name:
+                continue
+            if not sample.name.endswith(("_bucket", "_sum")):
+                key = sample.name.removeprefix("db_client_connection_")
+                found[" ".join([key, *labels.values()])] = sample.value
+    return found
+
+
 def counted_in(folder: Path, factory: str = "default") -> dict[str, float]:
     """The same of all the processes whose files are in ``folder``, as prometheus_client adds up."""
     registry = CollectorRegistry()

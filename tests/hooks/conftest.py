@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
@@ -8,7 +8,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 from session_metrics_otel import instrument, uninstrument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
@@ -40,3 +40,19 @@ def orders(engine: Engine) -> Iterator[sessionmaker[Session]]:
     instrument(maker, name="orders")
     yield maker
     uninstrument(maker)
+
+
+@pytest.fixture
+def observe(new_engine: Callable[..., Engine]) -> Iterator[Callable[..., Engine]]:
+    """Makes an engine with the pool given, and instruments it."""
+    made = []
+
+    def observe(url: str = "sqlite://", **options: Any) -> Engine:
+        engine = new_engine(url, **options)
+        instrument(engine, name="pooled")
+        made.append(engine)
+        return engine
+
+    yield observe
+    for engine in made:
+        uninstrument(engine)

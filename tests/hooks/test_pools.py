@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 from prometheus_client import REGISTRY
-from reading import value
+from reading import shown, value
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -31,38 +31,6 @@ from session_metrics_otel.hooks import holders
 
 ONE = text("select 1")
 NAME = "sqlite/"
-
-
-def shown(name: str = NAME) -> dict[str, float]:
-    """Everything but times and buckets that /metrics says of the pool."""
-    found = {}
-    for family in REGISTRY.collect():
-        for sample in family.samples:
-            labels = dict(sample.labels)
-            if labels.pop("db_client_connection_pool_name", None) != name:
-                continue
-            if not sample.name.endswith(("_bucket", "_sum")):
-                key = sample.name.removeprefix("db_client_connection_")
-                found[" ".join([key, *labels.values()])] = sample.value
-    return found
-
-
-@pytest.fixture
-def observe(new_engine):
-    """Makes an engine with the pool given, and instruments it."""
-    made = []
-
-    def observe(**options):
-        engine = new_engine("sqlite://", **options)
-        instrument(engine, name="pooled")
-        made.append(engine)
-        return engine
-
-    yield observe
-    for engine in made:
-        uninstrument(engine)
-    holders._last_report.clear()
-    holders._reports.clear()
 
 
 class TestEachClass:
