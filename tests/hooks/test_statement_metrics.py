@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from prometheus_client import REGISTRY
 from reading import counted
-from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, insert, select, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import registry, relationship, selectinload, sessionmaker
 
 from session_metrics_otel import instrument, uninstrument
 from session_metrics_otel.hooks import statement_metrics
@@ -129,6 +129,39 @@ class TestRepeats:
                     session.execute(ONE)
             assert counted("ten").get("repeated_statements", 0) == times - 10
         uninstrument(maker)
+
+    def test_lazy_loads_are_what_it_is_for(self, engine, provider, spans):
+        metadata = MetaData()
+        orders = Table("orders", metadata, Column("id", Integer, primary_key=True))
+        lines = Table(
+            "lines",
+            metadata,
+            Column("id", Integer, primary_key=True),
+            Column("order_id", ForeignKey("orders.id")),
+        )
+        mapped = registry(metadata=metadata)
+        Line = type("Line", (), {})  # noqa: N806
+        Order = type("Order", (), {})  # noqa: N806
+        mapped.map_imperatively(Line, lines)
+        mapped.map_imperatively(Order, orders, properties={"lines": relationship(Line)})
+        metadata.create_all(engine)
+        maker = sessionmaker(engine)
+        with maker() as session:
+            session.add_all([Order() for _ in range(11)])
+            session.commit()
+        instrument(maker, name="shop", repeated_statements=10, tracer_provider=provider)
+        with maker() as session:
+            for order in session.scalars(select(Order).options(selectinload(Order.lines))):
+                assert order.lines == []
+        with maker() as session:
+            for order in session.scalars(select(Order)):
+                assert order.lines == []
+        uninstrument(maker)
+        assert counted("shop")["repeated_statements"] == 1
+        good, bad = [s for s in spans.get_finished_spans() if s.name == "session shop"]
+        assert "sqlalchemy.session.repeated_statement" not in good.attributes
+        assert bad.attributes["sqlalchemy.session.repeated_statement"] == "SELECT lines"
+        assert bad.attributes["sqlalchemy.session.repeated_statement.count"] == 11
 
     def test_it_is_said_on_the_span(self, engine, provider, spans):
         ITEMS.create(engine)
