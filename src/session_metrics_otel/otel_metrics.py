@@ -114,8 +114,12 @@ class _Reading:
             return self._snapshot.pop(metric)
 
 
-def _attributes(metric: Metric, labels: Labels) -> dict[str, str]:
-    return {name: text for name, text in zip(metric.attributes, labels, strict=True) if text}
+def _attributes(metric: Metric, labels: Labels) -> dict[str, str | int]:
+    return {
+        name: int(text) if name == "server.port" else text  # the one number, by the conventions
+        for name, text in zip(metric.attributes, labels, strict=True)
+        if text
+    }
 
 
 def _histogram(meter: Meter, metric: Metric) -> Histogram:
@@ -124,7 +128,7 @@ def _histogram(meter: Meter, metric: Metric) -> Histogram:
 
 
 def _recorder(
-    instrument: Histogram, attributes: dict[str, str]
+    instrument: Histogram, attributes: dict[str, str | int]
 ) -> Callable[[list[float], dict[int, Exemplar]], None]:
     def record(values: list[float], exemplars: dict[int, Exemplar]) -> None:
         try:

@@ -7,6 +7,8 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import REGISTRY
 from reading import counted, value
 from sqlalchemy import Column, Integer, MetaData, Table, delete, insert, select, text, update
@@ -17,6 +19,7 @@ from servers.postgres_client import APPLICATION, DRIVERS, FACTORY, client_of
 from servers.processes import PATIENCE
 from session_metrics_otel import exhaustion_reports
 from session_metrics_otel.hooks import holders
+from session_metrics_otel.otel_metrics import export_metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -307,6 +310,43 @@ async def test_rows_of_whatever_returns_some(client: Client) -> None:
         ("DELETE", "orders", ""): 4,
         ("SELECT", "orders", ""): 7,
     }
+
+
+async def test_opentelemetry_has_the_attributes_of_the_conventions(client: Client) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
+    end = export_metrics(provider)
+
+    def work(session: Session) -> None:
+        ORDERS.create(session.connection())
+        session.execute(select(ORDERS)).all()
+
+    await client.use(work)
+    data: Any = reader.get_metrics_data()
+    metrics = data.resource_metrics[0].scope_metrics[0].metrics
+    found = {
+        metric.name: [dict(p.attributes) for p in metric.data.data_points] for metric in metrics
+    }
+    end()
+    provider.shutdown()
+    server = {
+        "db.system.name": "postgresql",
+        "db.namespace": "test",
+        "server.address": "127.0.0.1",
+        "server.port": client.postgres.port,
+    }
+    selected = server | {"db.operation.name": "SELECT", "db.collection.name": "orders"}
+    assert selected in found["db.client.operation.duration"]
+    assert [a for a in found["db.client.response.returned_rows"] if "db.operation.name" in a] == [
+        selected
+    ]
+    pool = {"db.client.connection.pool.name": f"127.0.0.1:{client.postgres.port}/test"}
+    limits, requests = ("idle.max", "idle.min", "max"), ("pending_requests", "timeouts")
+    for name in (*limits, *requests, "create_time", "wait_time", "use_time"):
+        assert found.pop(f"db.client.connection.{name}") == [pool]
+    states = [pool | {"db.client.connection.state": state} for state in ("used", "idle")]
+    assert found.pop("db.client.connection.count") == states
+    assert not [name for name in found if name.startswith("db.client.connection.")]
 
 
 def statements(client: Client, name: str) -> dict[tuple[str, ...], float]:
