@@ -127,6 +127,19 @@ def test_a_pool_has_one_report_in_an_interval_and_another_in_the_next(starved, c
     assert shown()["timeouts_total"] == 4
 
 
+def test_two_pools_of_one_name_have_a_report_each_with_its_own_holders(starved):
+    first, second = starved(), starved()
+    for engine, request in ((first, "r-1"), (second, "r-2")):
+        with bind(request_id=request), engine.connect() as connection:
+            connection.execute(ONE)
+            ask_in_vain(engine)
+            ask_in_vain(engine)
+    assert [
+        (report["pool"], report["timeouts"], [holder["request_id"] for holder in report["holders"]])
+        for report in exhaustion_reports()
+    ] == [("sqlite/", 2, ["r-1"]), ("sqlite/", 2, ["r-2"])]
+
+
 def test_the_last_twenty_are_kept(starved, monkeypatch):
     monkeypatch.setattr(holders, "REPORT_INTERVAL", 0)
     engine = starved()

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from session_metrics_otel.binding import NOTHING_BOUND, current_binding
 from session_metrics_otel.catalog import OTHER
@@ -111,7 +112,7 @@ def describe_waiter(
 
 
 _reports: deque[dict[str, Any]] = deque(maxlen=KEPT_REPORTS)
-_last_report: dict[str, float] = {}
+_last_report: WeakKeyDictionary[Pool, tuple[float, dict[str, Any]]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -140,16 +141,14 @@ def report_exhaustion(
     """
     now = time.monotonic()
     with _lock:
-        last = _last_report.get(pool_name)
-        if last is not None and now - last < REPORT_INTERVAL:
-            earlier: dict[str, Any]
-            for earlier in reversed(_reports):
-                if earlier["pool"] == pool_name:
-                    earlier["timeouts"] += 1
-                    earlier["last_at"] = _now()
-                    earlier["nested"] += bool(waiting["holds"])
-                    return earlier
-        _last_report[pool_name] = now
+        # By the pool and not its name: others of that name have other holders.
+        reported = _last_report.get(pool)
+        if reported is not None and now - reported[0] < REPORT_INTERVAL:
+            earlier = reported[1]
+            earlier["timeouts"] += 1
+            earlier["last_at"] = _now()
+            earlier["nested"] += bool(waiting["holds"])
+            return earlier
         described = [holder.describe() for holder in holders]
         described.sort(key=lambda holder: -holder["held_seconds"])
         report: dict[str, Any] = {
@@ -163,6 +162,7 @@ def report_exhaustion(
             "holders": described,
         }
         _reports.append(report)
+        _last_report[pool] = now, report
     logger.warning("%s", _as_text(report), extra={"exhaustion_report": report})
     return report
 
