@@ -13,7 +13,13 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, SingletonThreadPool
+from sqlalchemy.pool import (
+    AsyncAdaptedQueuePool,
+    NullPool,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
 
 from session_metrics_otel import instrument, uninstrument
 
@@ -104,6 +110,24 @@ class TestConnections:
                 change()
             engine.connect().close()
         assert heard == ["checkout", "checkin"] * 3
+
+    @pytest.mark.parametrize("end", ["invalidate", "close"])
+    def test_a_detached_one_is_gone_once_it_is_closed_and_not_by_invalidating(self, observe, end):
+        engine = observe(poolclass=QueuePool)
+        with engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            connection.detach()
+            getattr(connection, end)()
+        assert told("sqlalchemy_pool_detached") == (0 if end == "close" else 1,)
+        driver.close()
+
+    def test_a_static_one_is_given_back_by_the_first_who_is_done(self, observe):
+        engine = observe(poolclass=StaticPool)
+        with engine.connect():
+            with engine.connect():
+                assert told(*BOTH) == (1, 0)
+            assert told(*BOTH) == (0, 1)
+        assert told(*BOTH, *TIMES) == (0, 1, 1, 2, 1)
 
     def test_a_thread_s_own_is_used_once_however_often_it_is_asked_for(self, observe):
         engine = observe(poolclass=SingletonThreadPool)
