@@ -8,20 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
 from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import (
-    AssertionPool,
-    NullPool,
-    QueuePool,
-    SingletonThreadPool,
-    StaticPool,
-)
 from sqlalchemy.pool.base import _ConnectionFairy
 
 from session_metrics_otel import catalog
@@ -35,6 +27,7 @@ from session_metrics_otel.weak import alive
 
 from .holders import Holder, describe_waiter, report_exhaustion, routes
 from .places import line_of, place_of_checkout, place_of_engine
+from .pool_classes import idle_connections, limits
 from .sessions import connection_refused
 
 if TYPE_CHECKING:
@@ -83,9 +76,8 @@ class Meter:
         self.detached = Tally()
         self.closed_detached = Tally()
         self.timeouts = LEDGER.tally(catalog.CONNECTION_TIMEOUTS, name)
-        LEDGER.tally(
-            catalog.POOL_NESTED_TIMEOUTS, name
-        )  # there at 0, so that a rate sees the first
+        # There at 0, so that a rate sees the first.
+        LEDGER.tally(catalog.POOL_NESTED_TIMEOUTS, name)
         self.pools_to_warn_of = MANY_POOLS
         self.invalidations = LEDGER.tally(catalog.POOL_INVALIDATIONS, name)
         self.create_time = LEDGER.histogram(catalog.CONNECTION_CREATE_TIME, name)
@@ -345,52 +337,6 @@ def unhook(engine: Engine) -> None:
         del pool.holders
 
 
-def _limits(pool: Any) -> dict[Metric, float]:
-    """What the pool's class says of itself; what it cannot know is absent."""
-    if isinstance(pool, QueuePool):
-        size = pool.size()
-        limits: dict[Metric, float] = {
-            catalog.CONNECTION_IDLE_MIN: 0,
-        }
-        if size:  # 0 is no limit
-            limits[catalog.CONNECTION_IDLE_MAX] = size
-            if pool._max_overflow > -1:
-                limits[catalog.CONNECTION_MAX] = size + pool._max_overflow
-        return limits
-    if isinstance(pool, NullPool):
-        return {catalog.CONNECTION_IDLE_MAX: 0, catalog.CONNECTION_IDLE_MIN: 0}
-    if isinstance(pool, (StaticPool, AssertionPool)):
-        return {catalog.CONNECTION_MAX: 1, catalog.CONNECTION_IDLE_MAX: 1}
-    if isinstance(pool, SingletonThreadPool):
-        return {catalog.CONNECTION_IDLE_MAX: pool.size}
-    return {}
-
-
-def _connected(pool: QueuePool) -> int:
-    """How many of the entries in the pool have a connection.
-
-    An entry outlives a connection that was invalidated or detached, and has another opened when it
-    is wanted: ``checkedin()`` counts it all the same.
-    """
-    entries: Any = pool._pool
-    while not isinstance(entries, deque):  # asyncio's queue has another one inside
-        entries = entries.queue if hasattr(entries, "queue") else entries._queue
-    return sum(entry.dbapi_connection is not None for entry in tuple(entries))
-
-
-def _idle(pool: Any, used: int) -> float | None:
-    if isinstance(pool, QueuePool):
-        return _connected(pool)
-    if isinstance(pool, NullPool):
-        return 0
-    if isinstance(pool, (StaticPool, AssertionPool)):
-        # Looked up, as StaticPool's `connection` opens one where there is none.
-        entry = vars(pool).get("connection" if isinstance(pool, StaticPool) else "_conn")
-        opened = entry is not None and entry.dbapi_connection is not None
-        return max(int(opened) - used, 0)
-    return None
-
-
 def _read() -> Iterator[tuple[Metric, Labels, float]]:
     sums: dict[tuple[Metric, Labels], float] = {}
 
@@ -404,10 +350,10 @@ def _read() -> Iterator[tuple[Metric, Labels, float]]:
         if holders.replaced:
             continue
         add(catalog.POOLS, (name,), 1)
-        idle = _idle(pool, used)
+        idle = idle_connections(pool, used)
         if idle is not None:
             add(catalog.CONNECTION_COUNT, (name, "idle"), idle)
-        for metric, value in _limits(pool).items():
+        for metric, value in limits(pool).items():
             add(metric, (name,), value)
     for name, meter in _meters.copy().items():
         pending = meter.answered.read(), meter.asked.read()

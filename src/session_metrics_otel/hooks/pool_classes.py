@@ -1,0 +1,66 @@
+"""What each of SQLAlchemy's pool classes knows of itself."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.pool import (
+    AssertionPool,
+    NullPool,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
+
+from session_metrics_otel import catalog
+
+if TYPE_CHECKING:
+    from session_metrics_otel.catalog import Metric
+
+
+def limits(pool: Any) -> dict[Metric, float]:
+    """What the pool's class says of itself; what it cannot know is absent."""
+    if isinstance(pool, QueuePool):
+        size = pool.size()
+        limits: dict[Metric, float] = {
+            catalog.CONNECTION_IDLE_MIN: 0,
+        }
+        if size:  # 0 is no limit
+            limits[catalog.CONNECTION_IDLE_MAX] = size
+            if pool._max_overflow > -1:
+                limits[catalog.CONNECTION_MAX] = size + pool._max_overflow
+        return limits
+    if isinstance(pool, NullPool):
+        return {catalog.CONNECTION_IDLE_MAX: 0, catalog.CONNECTION_IDLE_MIN: 0}
+    if isinstance(pool, (StaticPool, AssertionPool)):
+        return {catalog.CONNECTION_MAX: 1, catalog.CONNECTION_IDLE_MAX: 1}
+    if isinstance(pool, SingletonThreadPool):
+        return {catalog.CONNECTION_IDLE_MAX: pool.size}
+    return {}
+
+
+def _connected(pool: QueuePool) -> int:
+    """How many of the entries in the pool have a connection.
+
+    An entry outlives a connection that was invalidated or detached, and has another opened when it
+    is wanted: ``checkedin()`` counts it all the same.
+    """
+    entries: Any = pool._pool
+    while not isinstance(entries, deque):  # asyncio's queue has another one inside
+        entries = entries.queue if hasattr(entries, "queue") else entries._queue
+    return sum(entry.dbapi_connection is not None for entry in tuple(entries))
+
+
+def idle_connections(pool: Any, used: int) -> float | None:
+    """How many connections are open in ``pool`` besides those ``used``; None: it cannot know."""
+    if isinstance(pool, QueuePool):
+        return _connected(pool)
+    if isinstance(pool, NullPool):
+        return 0
+    if isinstance(pool, (StaticPool, AssertionPool)):
+        # Looked up, as StaticPool's `connection` opens one where there is none.
+        entry = vars(pool).get("connection" if isinstance(pool, StaticPool) else "_conn")
+        opened = entry is not None and entry.dbapi_connection is not None
+        return max(int(opened) - used, 0)
+    return None
