@@ -20,6 +20,7 @@ TAG = "session-metrics"
 JOB = 'job=~"$job"'
 INSTANCE = f'{JOB},instance=~"$instance"'
 FACTORY = f'{INSTANCE},factory=~"$factory"'
+FACTORY_OF_JOB = f'{JOB},factory=~"$factory"'
 POOL = f'{INSTANCE},db_client_connection_pool_name=~"$pool"'
 RATE = "$__rate_interval"
 
@@ -30,6 +31,11 @@ VARIABLES = {
     "pool": f"label_values(sqlalchemy_pools{{{INSTANCE}}}, db_client_connection_pool_name)",
 }
 """What can be chosen, by name: Grafana's query for the choices."""
+
+
+def chosen(*names: str) -> dict[str, str]:
+    """Those of ``VARIABLES`` with these names."""
+    return {name: VARIABLES[name] for name in names}
 
 
 def rate(by: str, metric: str, where: str) -> Query:
@@ -70,14 +76,16 @@ class Board:
         uid: Its id, and the name of its file.
         title: Its title.
         says: What it is for.
-        variables: Which of ``VARIABLES`` it has.
+        variables: What can be chosen, as ``VARIABLES`` says it.
+        empty: What is said where there is no data.
         rows: Panels by the title of their row.
     """
 
     uid: str
     title: str
     says: str
-    variables: Sequence[str]
+    variables: Mapping[str, str]
+    empty: str
     rows: Mapping[str, Sequence[Panel]]
 
     def panels(self) -> list[Panel]:
@@ -107,22 +115,22 @@ class Board:
                 builders.DatasourceVariable("datasource").label("Data source").type("prometheus")
             )
         )
-        for name in self.variables:
-            made = made.with_variable(_variable(name))
+        for name, choices in self.variables.items():
+            made = made.with_variable(_variable(name, choices))
         for title, panels in self.rows.items():
             made = made.with_row(builders.Row(title))
             for panel in panels:
-                made = made.with_panel(panel.build())
+                made = made.with_panel(panel.build(self.empty))
         board = made.build()
         board.schema_version = OLDEST_SCHEMA
         return board
 
 
-def _variable(name: str) -> Any:
+def _variable(name: str, choices: str) -> Any:
     return (
         builders.QueryVariable(name)
         .label(name.capitalize())
-        .query(VARIABLES[name])
+        .query(choices)
         .datasource(DATASOURCE)
         .refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(dashboard.VariableSort.ALPHABETICAL_ASC)

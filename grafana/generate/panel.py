@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grafana_foundation_sdk.builders import common as common_builders
 from grafana_foundation_sdk.builders import dashboard as builders
@@ -11,11 +12,12 @@ from grafana_foundation_sdk.builders import heatmap, prometheus, stat, table, ti
 from grafana_foundation_sdk.models import common, dashboard
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 GREEN, AMBER, RED = "green", "orange", "red"
+Steps = Sequence[tuple[str, float | None]]
+FELT: Steps = [(GREEN, None), (AMBER, 0.1), (RED, 1)]
+"""Seconds that a user waits: those that are felt, and those that are complained of."""
+NONE_IS_WELL: Steps = [(GREEN, None), (RED, 1)]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Panel:
         low: The axis begins here.
         high: The axis ends here, as a rule.
         stacked: Whether series lie on one another.
-        empty: What is said where there is no data.
+        empty: What is said where there is no data; the dashboard's own words where "".
     """
 
     title: str
@@ -56,15 +58,15 @@ class Panel:
     kind: str = "time"
     unit: str = "short"
     width: int = 8
-    steps: Sequence[tuple[str, float | None]] = ()
+    steps: Steps = ()
     quiet: bool = False
     low: float | None = 0
     high: float | None = None
     stacked: bool = False
-    empty: str = "no data"
+    empty: str = ""
 
-    def build(self) -> Any:
-        """The panel for Grafana."""
+    def build(self, empty: str) -> Any:
+        """The panel for Grafana, on a dashboard that says ``empty`` where there is no data."""
         made = _KINDS[self.kind](self)
         made = (
             made.title(self.title)
@@ -73,7 +75,7 @@ class Panel:
             .span(self.width)
             .height(8)
             .unit(self.unit)
-            .no_value(self.empty)
+            .no_value(self.empty or empty)
         )
         if self.low is not None and self.kind != "table":
             made = made.min(self.low)

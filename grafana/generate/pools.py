@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from .board import INSTANCE, MEDIAN, MOST, NEARLY_ALL, POOL, RATE, Board, quantile, quantiles, rate
-from .panel import AMBER, GREEN, RED, Panel, Query
+from .board import (
+    INSTANCE,
+    MEDIAN,
+    MOST,
+    NEARLY_ALL,
+    POOL,
+    RATE,
+    Board,
+    chosen,
+    quantile,
+    quantiles,
+    rate,
+)
+from .panel import AMBER, FELT, GREEN, NONE_IS_WELL, RED, Panel, Query
 
 _BY = "db_client_connection_pool_name"
 _NAME = f"{{{{{_BY}}}}}"
@@ -21,7 +33,8 @@ POOLS = Board(
     uid="session-metrics-pools",
     title="SQLAlchemy pools and statements",
     says="How full are the pools, how long does one wait, and how slow is the database?",
-    variables=("job", "instance", "pool"),
+    empty="no pool is observed so far",
+    variables=chosen("job", "instance", "pool"),
     rows={
         "Pools": [
             Panel(
@@ -32,10 +45,13 @@ POOLS = Board(
                 unit="percentunit",
                 steps=[(GREEN, None), (AMBER, 0.8), (RED, 0.95)],
                 high=1,
+                empty="no pool with a limit so far",
             ),
             Panel(
                 "Connections by state",
-                "Used are out of the pool, idle are kept open in it.",
+                "Used are out of the pool, idle are kept open in it. Used ones that stay when traffic "
+                "goes are not given back: see leaks in Sessions. Idle ones of all instances take up "
+                "the database's max_connections too: keep fewer (pool_size) where they add up.",
                 [
                     Query(
                         "sum by (db_client_connection_state) "
@@ -50,7 +66,7 @@ POOLS = Board(
                 "Requests for a connection that wait for one now. Above 0 for long is an exhausted "
                 "pool: the log's report names who holds the connections.",
                 [Query(_sum("db_client_connection_pending_requests"), _NAME)],
-                steps=[(GREEN, None), (RED, 1)],
+                steps=NONE_IS_WELL,
             ),
             Panel(
                 "Time-outs",
@@ -64,6 +80,7 @@ POOLS = Board(
                     )
                 ],
                 width=6,
+                steps=NONE_IS_WELL,
                 quiet=True,
                 empty="no time-outs",
             ),
@@ -79,40 +96,51 @@ POOLS = Board(
                     )
                 ],
                 width=6,
+                steps=NONE_IS_WELL,
                 quiet=True,
                 empty="no session inside another",
             ),
             Panel(
                 "Wait for a connection",
                 "Time to have a connection, opening one included. Growth here is felt by every "
-                "request; compare with the time to open one.",
+                "request. As long as the time to open one: connections are not kept. Longer: the "
+                "pool is full, see who holds it in Routes.",
                 quantiles("db_client_connection_wait_time_seconds", POOL, *_SPREAD),
                 unit="s",
                 width=6,
+                steps=FELT,
             ),
             Panel(
                 "Connections held",
-                "Time between checkout and return. A long tail is work held across something slow.",
+                "Time between checkout and return. A long tail is work held across something slow: "
+                "Routes says whose. Past 30 s, others time out by SQLAlchemy's default.",
                 quantiles("db_client_connection_use_time_seconds", POOL, *_SPREAD),
                 unit="s",
                 width=6,
+                steps=[(GREEN, None), (AMBER, 1), (RED, 30)],
             ),
             Panel(
                 "Time to open a connection",
-                "Slow opening is the database's, the network's or TLS's.",
+                "Slow opening is the database's, the network's or TLS's. It is waited for by whoever "
+                "finds no idle connection: keep more of them open (pool_size), or a proxy nearby.",
                 quantiles("db_client_connection_create_time_seconds", POOL, *_SPREAD),
                 unit="s",
+                steps=FELT,
             ),
             Panel(
                 "Connections opened",
-                "As many as requests is a pool that keeps none (NullPool), or one made per request.",
+                "Each second. As many as requests is a pool that keeps none (NullPool), or an engine "
+                "made per request: make one engine when the process starts. Bursts are overflow: a "
+                "pool_size that is too small for the usual load.",
                 [rate(_BY, "db_client_connection_create_time_seconds_count", POOL)],
                 unit="cps",
             ),
             Panel(
                 "Pools, invalidated and detached connections",
-                "A growing number of pools is an engine made per request. Invalidations at once are "
-                "a restarted database. Detached connections are under no limit.",
+                "A growing number of pools is an engine made per request: the log has the line that "
+                "makes it. Many invalidations at once are a restarted database; a few all the time, "
+                "connections cut between: set pool_recycle. Detached connections are under no limit: "
+                "any that stay are to be closed by who detached them.",
                 [
                     Query(_sum("sqlalchemy_pools"), f"pools, {_NAME}"),
                     Query(
@@ -127,9 +155,11 @@ POOLS = Board(
         "Statements": [
             Panel(
                 "Statements by operation",
-                "Statements answered each second; text() has no operation.",
+                "Statements answered each second; text() has no operation. A rise with no more "
+                "sessions is more statements for each: see Statements per session in Sessions.",
                 [rate("db_operation_name", f"{_OPERATION}_count", INSTANCE)],
                 unit="cps",
+                empty="no statement so far",
             ),
             Panel(
                 "Latency by operation, 95 %",
@@ -137,10 +167,13 @@ POOLS = Board(
                 "missing index; all of them, the database's load.",
                 [quantile(0.95, _OPERATION, INSTANCE, "db_operation_name")],
                 unit="s",
+                steps=FELT,
+                empty="no statement so far",
             ),
             Panel(
                 "Slowest tables, 95 %",
-                "The five tables whose statements take longest: where to look for an index.",
+                "The five tables whose statements take longest. One that leaves the others behind "
+                "lacks an index or is locked: take a statement from its traces and explain it.",
                 [
                     Query(
                         "topk(5, histogram_quantile(0.95, sum by (le, db_collection_name) (rate("
@@ -150,10 +183,14 @@ POOLS = Board(
                     )
                 ],
                 unit="s",
+                steps=FELT,
+                empty="no statement of one table so far",
             ),
             Panel(
                 "Statements that failed",
-                "By the driver's exception or SQLSTATE.",
+                "By the driver's exception or SQLSTATE: none is what one wants. In PostgreSQL 40001 "
+                "and 40P01 are transactions in each other's way (try again, write in one order), "
+                "57014 is a statement cancelled, 08... a connection lost.",
                 [rate("error_type", f"{_OPERATION}_count", f'{INSTANCE},error_type!=""')],
                 unit="cps",
                 quiet=True,
@@ -161,7 +198,8 @@ POOLS = Board(
             ),
             Panel(
                 "Rows returned",
-                "By drivers that say so at once (not SQLite). A long tail is a missing LIMIT.",
+                "By drivers that say so at once (not SQLite). A long tail, or a 99 % that grows with "
+                "the data, is a missing LIMIT: page it, or stream with yield_per.",
                 quantiles("db_client_response_returned_rows", INSTANCE, *_SPREAD),
                 width=16,
                 quiet=True,

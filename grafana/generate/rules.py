@@ -23,6 +23,7 @@ def _success(window: str) -> str:
 
 
 SUCCESS_5M = _success("5m")
+SUCCESS_OF_INSTANCE = "job_instance:sqlalchemy_session_creation_success:ratio_rate5m"
 FILL = "job_instance_pool:db_client_connection_used:ratio"
 WAIT_P95 = "job:db_client_connection_wait_time_seconds:p95_rate5m"
 ERRORS = "job:sqlalchemy_session_errors:rate5m"
@@ -32,15 +33,19 @@ LEAKS = "job:sqlalchemy_session_leaks:rate5m"
 CLOSED = "job:sqlalchemy_session_closed:rate5m"
 
 
-def _success_expr(window: str) -> str:
+def _success_expr(by: str, window: str) -> str:
     return (
-        f'sum by (job, factory) (rate({_CREATIONS}{{outcome="success"}}[{window}])) '
-        f'/ sum by (job, factory) (rate({_CREATIONS}{{outcome=~"success|failure"}}[{window}]))'
+        f'sum by ({by}) (rate({_CREATIONS}{{outcome="success"}}[{window}])) '
+        f'/ sum by ({by}) (rate({_CREATIONS}{{outcome=~"success|failure"}}[{window}]))'
     )
 
 
 RECORDED = {
-    **{_success(window): _success_expr(window) for window in ("5m", "30m", "1h", "6h")},
+    **{
+        _success(window): _success_expr("job, factory", window)
+        for window in ("5m", "30m", "1h", "6h")
+    },
+    SUCCESS_OF_INSTANCE: _success_expr("job, instance", "5m"),
     FILL: f'sum by ({_POOL}) (db_client_connection_count{{db_client_connection_state="used"}}) '
     f"/ sum by ({_POOL}) (db_client_connection_max)",
     WAIT_P95: "histogram_quantile(0.95, sum by (job, le) "

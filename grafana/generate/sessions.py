@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .board import FACTORY, MEDIAN, MOST, RATE, Board, quantile, quantiles, rate
-from .panel import AMBER, GREEN, RED, Panel, Query
+from .board import FACTORY, MEDIAN, MOST, RATE, Board, chosen, quantile, quantiles, rate
+from .panel import AMBER, FELT, GREEN, NONE_IS_WELL, RED, Panel, Query
 
 
 def _creations(by: str = "", window: str = RATE) -> str:
@@ -22,7 +22,8 @@ SESSIONS = Board(
     uid="session-metrics-sessions",
     title="SQLAlchemy sessions",
     says="Are sessions being created, what becomes of them, and which are left open?",
-    variables=("job", "instance", "factory"),
+    empty="no session so far",
+    variables=chosen("job", "instance", "factory"),
     rows={
         "Creation": [
             Panel(
@@ -34,7 +35,7 @@ SESSIONS = Board(
                 unit="percentunit",
                 width=6,
                 steps=_SUCCESS,
-                empty="no session was created",
+                empty="no session asked for a connection",
             ),
             Panel(
                 "Success rate over time, by factory",
@@ -45,16 +46,18 @@ SESSIONS = Board(
                 steps=_SUCCESS,
                 low=None,
                 high=1,
+                empty="no session asked for a connection",
             ),
             Panel(
                 "Success rate by instance",
-                "One instance below the others is its own trouble: its pool, its network. All below "
-                "is the database's.",
+                "One instance below the others is its own trouble, its pool or its network: take it "
+                "out of rotation and look there. All below is the database's.",
                 [Query(_creations("instance"), "{{instance}}")],
                 unit="percentunit",
                 steps=_SUCCESS,
                 low=None,
                 high=1,
+                empty="no session asked for a connection",
             ),
             Panel(
                 "Failed creations by error type",
@@ -74,7 +77,7 @@ SESSIONS = Board(
             Panel(
                 "Creations by outcome",
                 "Success, failure, and unused: closed having done nothing. Many unused are sessions "
-                "opened for requests that need none; they cost nothing of the pool.",
+                "opened for requests that need none: they cost nothing of the pool, but time.",
                 [rate("outcome", "sqlalchemy_session_creations_total", FACTORY)],
                 unit="cps",
                 stacked=True,
@@ -82,16 +85,18 @@ SESSIONS = Board(
             Panel(
                 "Time to the first connection",
                 "From a session's creation to its first connection. Growth is waiting for the pool or "
-                "slow connecting; but work done before the first statement counts as well.",
+                "slow connecting (see Pools); work done before the first statement counts as well.",
                 quantiles("sqlalchemy_session_creation_duration_seconds", FACTORY, MEDIAN, MOST),
                 unit="s",
+                steps=FELT,
             ),
         ],
         "Sessions": [
             Panel(
                 "Open sessions by state",
                 "What open sessions do. A growing active or idle band is sessions that are not given "
-                "back; error ones hold a connection until they are rolled back or closed.",
+                "back: see the oldest, and leaks. Those in error may hold a connection until they "
+                "are rolled back or closed: some line catches the exception and does neither.",
                 [Query(f"sum by (state) (sqlalchemy_sessions{{{FACTORY}}})", "{{state}}")],
                 stacked=True,
                 width=12,
@@ -112,14 +117,16 @@ SESSIONS = Board(
             ),
             Panel(
                 "Most open at once",
-                "Since each process started. Near the pool's limit, requests wait at peak times.",
+                "Since each process started. At the pool's limit or above, requests wait at peak "
+                "times: let fewer run at once, or a larger pool if the database has room.",
                 [Query(f"max by (factory) (sqlalchemy_session_peak{{{FACTORY}}})", "{{factory}}")],
                 width=6,
             ),
             Panel(
                 "Duration of sessions",
                 "From creation to close. A second band that appears is work held across something "
-                "slow. The dots are exemplars: each opens the trace of a session in that bucket.",
+                "slow: find out by what. The dots are exemplars: each opens the trace of a session in "
+                "that bucket.",
                 [rate("le", "sqlalchemy_session_duration_seconds_bucket", FACTORY)],
                 kind="heatmap",
                 unit="s",
@@ -138,6 +145,7 @@ SESSIONS = Board(
                     )
                 ],
                 width=12,
+                steps=NONE_IS_WELL,
                 quiet=True,
                 empty="no leaks",
             ),
@@ -146,31 +154,36 @@ SESSIONS = Board(
             Panel(
                 "Transactions by outcome",
                 "Committed, rolled back, or closed with neither, as reading sessions are all day. A "
-                "rise of rolled_back is errors or requests given up.",
+                "rise of rolled_back is errors, or requests given up: see errors by type below.",
                 [rate("outcome", "sqlalchemy_session_transactions_total", FACTORY)],
                 unit="cps",
                 stacked=True,
             ),
             Panel(
                 "Duration of transactions, 95 %",
-                "Long transactions hold locks and connections. Look at the slowest outcome first.",
+                "Long transactions hold locks and connections. Look at the slowest outcome first: "
+                "committed ones do too much at once or wait between; rolled_back ones wait for locks.",
                 [
                     quantile(
                         0.95, "sqlalchemy_session_transaction_duration_seconds", FACTORY, "outcome"
                     )
                 ],
                 unit="s",
+                steps=[(GREEN, None), (AMBER, 1), (RED, 30)],
+                empty="no transaction so far",
             ),
             Panel(
                 "Statements per session",
                 "A 95 % line that climbs with the data is an N+1 query: turn repeated_statements on, "
                 "and the span of the session names the statement.",
                 quantiles("sqlalchemy_session_queries_per_session", FACTORY, MEDIAN, MOST),
+                steps=[(GREEN, None), (AMBER, 20), (RED, 100)],
             ),
             Panel(
                 "Errors by type",
                 "Exceptions from the database inside sessions. IntegrityError is often the caller's; "
-                "OperationalError is the database's or the network's.",
+                "OperationalError is the database's or the network's; a type that is new since a "
+                "deployment is the deployment's.",
                 [rate("error_type", "sqlalchemy_session_errors_total", FACTORY)],
                 unit="cps",
                 quiet=True,
@@ -178,21 +191,24 @@ SESSIONS = Board(
             ),
             Panel(
                 "Objects written",
-                "ORM objects inserted, updated and deleted by flushes.",
+                "ORM objects inserted, updated and deleted by flushes, each second. A rise with no "
+                "more traffic is a loop that writes one by one: see whether a bulk statement does it.",
                 [rate("operation", "sqlalchemy_session_entities_total", FACTORY)],
                 unit="cps",
+                empty="nothing was written by the ORM",
             ),
             Panel(
                 "Optimistic lock failures",
-                "Flushes refused as the row had changed: contention on the same rows.",
+                "Flushes refused as the row had changed meanwhile. A few are what version_id_col is "
+                "for; many are the same rows wanted by all: read them later, or lock them.",
                 [rate("factory", "sqlalchemy_session_optimistic_lock_failures_total", FACTORY)],
                 unit="cps",
                 width=12,
             ),
             Panel(
                 "Sessions with repeated statements",
-                "Sessions that sent one statement over and over: N+1 queries, where repeated_statements is "
-                "on. The session's span names the statement.",
+                "Sessions that sent one statement over and over: N+1 queries, where repeated_statements "
+                "is on. The session's span names the statement: load it with selectinload or a join.",
                 [rate("factory", "sqlalchemy_session_repeated_statements_total", FACTORY)],
                 unit="cps",
                 width=12,

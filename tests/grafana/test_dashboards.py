@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -70,11 +71,37 @@ def test_a_name_that_is_not_there_is_found(expression, unknown):
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
 class TestDashboard:
-    def test_each_panel_says_what_a_bad_value_is(self, file: Path):
+    def test_each_panel_says_what_a_bad_value_is_and_what_to_do(self, file: Path):
         for panel in panels(file):
-            assert len(panel["description"]) > 20, panel["title"]
+            sentences = re.findall(r"[^.:]+[.:](?=\s|$)", panel["description"])
+            assert len(sentences) > 1, panel["title"]
+            assert len(panel["description"]) > 100, panel["title"]
+            assert panel["description"].endswith("."), panel["title"]
+
+    def test_each_panel_has_a_unit_and_says_why_it_is_empty(self, file: Path):
+        for panel in panels(file):
             assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
-            assert panel["fieldConfig"]["defaults"]["noValue"], panel["title"]
+            assert len(panel["fieldConfig"]["defaults"]["noValue"]) > len("no data"), panel["title"]
+
+    def test_what_has_a_bad_value_is_red_there(self, file: Path):
+        for panel in panels(file):
+            defaults = panel["fieldConfig"]["defaults"]
+            if panel["type"] in {"stat", "timeseries"} and defaults["unit"] in {"percentunit", "s"}:
+                colors = {step["color"] for step in defaults["thresholds"]["steps"]}
+                assert {"green", "red"} <= colors, panel["title"]
+
+    def test_what_can_be_chosen_chooses_something(self, file: Path):
+        _, *choices = json.loads(file.read_text())["templating"]["list"]
+        asked = " ".join(expression.text for expression in of_dashboard(file))
+        used = {name for name in re.findall(r"\$(\w+)", asked) if not name.startswith("__")}
+        assert used == {choice["name"] for choice in choices}
+
+    def test_histograms_are_asked_for_their_exemplars(self, file: Path):
+        for panel in panels(file):
+            for target in panel["targets"]:
+                over_time = panel["type"] in {"timeseries", "heatmap"}
+                wanted = over_time and "_bucket" in target["expr"]
+                assert target.get("exemplar", False) == wanted, panel["title"]
 
     def test_it_loads_in_the_oldest_grafana(self, file: Path):
         assert {panel["type"] for panel in panels(file)} <= OLDEST_PANELS
@@ -94,6 +121,19 @@ class TestDashboard:
         (link,) = json.loads(file.read_text())["links"]
         assert link["tags"] == ["session-metrics"]
         assert json.loads(file.read_text())["tags"] == ["session-metrics"]
+
+
+def test_the_first_thing_seen_is_the_success_rate_of_creation():
+    (file,) = (file for file in DASHBOARDS if file.stem.endswith("-sessions"))
+    row, *rest = json.loads(file.read_text())["panels"]
+    assert row["type"] == "row"
+    first = rest[: [panel["type"] for panel in rest].index("row")]
+    assert [(panel["type"], panel["title"]) for panel in first[:4]] == [
+        ("stat", "Session creation success rate"),
+        ("timeseries", "Success rate over time, by factory"),
+        ("timeseries", "Success rate by instance"),
+        ("timeseries", "Failed creations by error type"),
+    ]
 
 
 def test_each_alert_has_a_runbook_with_a_query_and_what_to_do():
