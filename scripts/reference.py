@@ -1,6 +1,7 @@
 """Write the pages in docs/reference that say what is exported, from the code that exports it.
 
-Metrics come from the catalogue; spans from running sessions and looking at what they left.
+Metrics come from the catalogue; spans from running sessions and looking at what they left. How many
+series there are is written into docs/how-to/fleets.md, between its marks.
 ``--check`` changes nothing, and fails where a page says something else.
 """
 
@@ -13,6 +14,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import series
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 
     from session_metrics_otel.instrument import UserIdMode
 
-HOME = Path(__file__).resolve().parent.parent / "docs" / "reference"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+FLEETS = DOCS / "how-to" / "fleets.md"
 NOTE = "<!-- Written by scripts/reference.py: change the code, then run `make reference`. -->\n"
 KINDS = {
     Kind.COUNTER: "counter",
@@ -261,16 +264,16 @@ def command_line_page() -> str:
 def main() -> None:
     """Write the pages, or say which are not up to date."""
     pages = {
-        "metrics": metrics_page(),
-        "spans": spans_page(),
-        "environment": environment_page(),
-        "command-line": command_line_page(),
+        DOCS / "reference" / "metrics.md": metrics_page(),
+        DOCS / "reference" / "spans.md": spans_page(),
+        DOCS / "reference" / "environment.md": environment_page(),
+        DOCS / "reference" / "command-line.md": command_line_page(),
+        FLEETS: series.filled(FLEETS.read_text()),
     }
     stale = []
-    for name, now in pages.items():
-        page = HOME / f"{name}.md"
+    for page, now in pages.items():
         if not page.exists() or page.read_text() != now:
-            stale.append(f"docs/reference/{name}.md")
+            stale.append(f"docs/{page.relative_to(DOCS)}")
             if "--check" not in sys.argv:
                 page.write_text(now)
     if stale and "--check" in sys.argv:

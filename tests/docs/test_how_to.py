@@ -177,6 +177,7 @@ def test_nothing_on_the_pages_is_left_out():
     tested = {
         *("fastapi", "flask", "flask-sqlalchemy", "sqlmodel", "scripts-and-jobs", "collector"),
         *("kubernetes", "celery", "gunicorn"),  # the last two: tests/servers/test_how_to.py
+        "fleets",  # tests/servers/test_fleets.py
     }
     assert {page.stem for page in (DOCS / "how-to").glob("*.md")} == tested
     for page in tested:

@@ -116,7 +116,7 @@ def prometheus_scraping(
 
 
 @contextmanager
-def prometheus_with(configuration: str, folder: Path) -> Iterator[Prometheus]:
+def prometheus_with(configuration: str, folder: Path, *flags: str) -> Iterator[Prometheus]:
     """Prometheus with that text as its configuration file."""
     server = needs("Prometheus", shutil.which("prometheus"))
     config = folder / "prometheus.yml"
@@ -129,6 +129,7 @@ def prometheus_with(configuration: str, folder: Path) -> Iterator[Prometheus]:
         f"--web.listen-address={HOST}:{port}",
         "--enable-feature=exemplar-storage",
         "--log.level=warn",
+        *flags,
     ]
     log = folder / "prometheus.log"
     with running(command, log) as process:
