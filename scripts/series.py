@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from session_metrics_otel import catalog
-from session_metrics_otel.catalog import CATALOG, LIVE_STATES, Kind, Metric
+from session_metrics_otel.catalog import CATALOG, LEAK_REASONS, LIVE_STATES, Kind, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -83,6 +83,7 @@ _FACTORY = {
     **_each("factory"),
     catalog.SESSIONS: len(LIVE_STATES),
     catalog.SESSION_CREATIONS: len(("success", "unused", "failure")),
+    catalog.SESSION_LEAKS: len(LEAK_REASONS),
 }
 _FAILURES = '{outcome="failure",error_type!="_OTHER"}'
 
@@ -92,7 +93,6 @@ THINGS = (
     Thing("outcome of transactions, per factory", _each("factory", "outcome"), 6),
     Thing("error type, per factory", _each("factory", "error.type"), 6),
     Thing("error type of creations, per factory", {catalog.SESSION_CREATIONS: 1}, 2, _FAILURES),
-    Thing("reason of leaks, per factory", _each("factory", "reason"), 1),
     Thing("insert, update, delete by the ORM, per factory", _each("factory", "operation"), 6),
     Thing("factory with repeated statements", {catalog.SESSION_REPEATED_STATEMENTS: 1}, 0),
     Thing("pool", _each(catalog.POOL_NAME), 1),

@@ -85,6 +85,12 @@ class TestNames:
     def test_attributes_become_labels(self):
         assert catalog.label_name("error.type") == "error_type"
 
+    def test_leaks_are_at_0_before_the_first_as_a_rate_needs(self, registry):
+        SessionMetrics(factory="orders").close_session()
+        for reason in ("overdue", "idle_in_transaction", "garbage_collected"):
+            labels = {"factory": "orders", "reason": reason}
+            assert registry.get_sample_value("sqlalchemy_session_leaks_total", labels) == 0
+
     def test_what_has_no_series_is_not_shown(self, registry):
         assert "sqlalchemy_session_leaks" not in generate_latest(registry).decode()
 

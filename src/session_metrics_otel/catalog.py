@@ -63,6 +63,9 @@ OVERDUE = "overdue"
 IDLE_IN_TRANSACTION = "idle_in_transaction"
 """The ``reason`` of a leak: a transaction left open with no statement sent (PostgreSQL's term)."""
 
+LEAK_REASONS = (OVERDUE, IDLE_IN_TRANSACTION, GARBAGE_COLLECTED)
+"""Why a session is said to leak: the values of ``reason``."""
+
 OTHER = "_OTHER"
 """The value of ``error.type`` where none can be named (OpenTelemetry's fallback value)."""
 

@@ -115,6 +115,8 @@ class FactoryLedger:
         self.creation_duration = ledger.histogram(catalog.SESSION_CREATION_DURATION, name)
         self.duration = ledger.histogram(catalog.SESSION_DURATION, name)
         self.queries_per_session = ledger.histogram(catalog.SESSION_QUERIES_PER_SESSION, name)
+        # A rate needs a series that was there at 0 before its first leak.
+        self._leaks = tuple(map(self.leaks, catalog.LEAK_REASONS))
 
     def _build_chart(self) -> None:
         stages = self.stages = {state: Stage(self, state) for state in SessionState}
@@ -146,6 +148,7 @@ class FactoryLedger:
             self.creation_duration,
             self.duration,
             self.queries_per_session,
+            *self._leaks,
         )
 
     def raise_peak(self, live: int) -> None:
