@@ -16,6 +16,7 @@ BUDGET = 0.001
 
 _CREATIONS = "sqlalchemy_session_creations_total"
 _POOL = "job, instance, db_client_connection_pool_name"
+_FAULTS = "sqlalchemy_session_telemetry_faults_total"
 
 
 def _success(window: str) -> str:
@@ -30,6 +31,7 @@ ERRORS = "job:sqlalchemy_session_errors:rate5m"
 OPEN = "job:sqlalchemy_sessions:sum"
 TIMEOUTS = "job:db_client_connection_timeouts:rate5m"
 LEAKS = "job:sqlalchemy_session_leaks:rate5m"
+_ERRORS_BEFORE = f"avg_over_time({ERRORS}[1h] offset 10m)"
 CLOSED = "job:sqlalchemy_session_closed:rate5m"
 
 
@@ -138,23 +140,27 @@ ALERTS = [
     ),
     _alert(
         "SessionErrorSpike",
-        f"{ERRORS} / {CLOSED} > 0.05 and {ERRORS} > 3 * avg_over_time({ERRORS}[1h] offset 10m)",
+        # A service that had no error has no series of errors to be compared with.
+        f"{ERRORS} / {CLOSED} > 0.05 and ({ERRORS} > 3 * {_ERRORS_BEFORE} "
+        f"or {ERRORS} unless {_ERRORS_BEFORE})",
         "ticket",
-        "More than one in twenty sessions of {{ $labels.job }} has an error: three times the last "
-        "hour's mean.",
+        "More than one in twenty sessions of {{ $labels.job }} has an error: three times as many as "
+        "in the last hour, or more.",
         wait="5m",
     ),
     _alert(
         "SessionTelemetryGone",
-        "count by (job) (sqlalchemy_session_peak offset 15m) "
+        "count by (job) (present_over_time(sqlalchemy_session_peak[6h])) "
         "unless count by (job) (sqlalchemy_session_peak)",
         "ticket",
-        "{{ $labels.job }} had session metrics a quarter of an hour ago and has none now.",
+        "{{ $labels.job }} had session metrics in the last six hours and has none now.",
         wait="5m",
     ),
     _alert(
         "SessionTelemetryFaults",
-        "sum by (job, component) (increase(sqlalchemy_session_telemetry_faults_total[1h])) > 0",
+        # The series is new with the first fault: no increase tells of that one.
+        f"sum by (job, component) (increase({_FAULTS}[1h])) > 0 "
+        f"or sum by (job, component) ({_FAULTS} unless {_FAULTS} offset 1h) > 0",
         "ticket",
         "The instrumentation itself failed in {{ $labels.job }} ({{ $labels.component }}); the "
         "application is not touched, some of its numbers may be.",
