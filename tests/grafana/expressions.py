@@ -18,10 +18,13 @@ DASHBOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
 RULES = GRAFANA / "rules" / "session-metrics.yaml"
 
 _STRING = re.compile(r'"[^"]*"')
-_NAME = re.compile(r"\b(?:sqlalchemy|db_client|application|job)[a-z_0-9:]*\b")
-_SELECTOR = re.compile(r"([a-z_][a-z_0-9:]*)?\{([^}]*)\}")
+_SELECTOR = re.compile(r"([a-zA-Z_:][\w:]*)?\{([^}]*)\}")
+_RANGE = re.compile(r"\[[^\]]*\]|\boffset \w+")
 _GROUPING = re.compile(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)")
+_NAME = re.compile(r"(?<![\w:])[a-zA-Z_:][\w:]*(?![\w:]|\s*\()")
 _LABEL = re.compile(r"([a-z_]\w*)\s*(?:=~|!~|!=|=)")
+_WORDS = {"and", "or", "unless", "bool", "group_left", "group_right"}
+OF_PROMETHEUS = {"up"}
 FROM_PROMETHEUS = {"job", "instance", "le"}
 
 
@@ -69,14 +72,24 @@ def of_catalog() -> dict[str, set[str]]:
     }
 
 
+def of_recorded() -> dict[str, set[str]]:
+    """Every name that the rules record, with the labels that its series have."""
+    return {
+        rule["record"]: {
+            label.strip() for found in _GROUPING.findall(rule["expr"]) for label in found.split(",")
+        }
+        for rule in rules()
+        if "record" in rule
+    }
+
+
 def unknown_names(expression: str) -> set[str]:
-    """The metrics and labels in ``expression`` that neither a scrape nor a rule has."""
-    known = of_catalog()
-    recorded = {rule["record"] for rule in rules() if "record" in rule}
-    labels = FROM_PROMETHEUS.union(*known.values())
-    text = _STRING.sub('""', expression)
-    used = {name for name in _NAME.findall(text) if name not in labels}
-    unknown = used - set(known) - recorded
+    """The metrics in ``expression`` that nobody has, and the labels that its metrics have not."""
+    known = of_catalog() | of_recorded() | {name: set() for name in OF_PROMETHEUS}
+    text = _RANGE.sub("", _STRING.sub('""', expression))
+    names = set(_NAME.findall(_GROUPING.sub("", _SELECTOR.sub(r"\1", text)))) - _WORDS
+    labels = FROM_PROMETHEUS.union(*(known.get(name, set()) for name in names))
+    unknown = names - known.keys()
     for name, inside in _SELECTOR.findall(text):
         allowed = known.get(name, labels) | FROM_PROMETHEUS
         unknown |= {label for label in _LABEL.findall(inside) if label not in allowed}

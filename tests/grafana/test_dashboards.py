@@ -61,7 +61,11 @@ def test_every_name_is_in_the_catalogue(expression: Expression):
         ('sqlalchemy_sessions{status="active"}', {"status"}),
         ('sqlalchemy_sessions{outcome="success"}', {"outcome"}),
         ("sum by (route) (sqlalchemy_sessions)", {"route"}),
+        ("sum by (factory) (db_client_connection_count)", {"factory"}),
+        ("topk(5, sqlalchmy_sessions) > 2", {"sqlalchmy_sessions"}),
         ("job:sqlalchemy_sessions:max", {"job:sqlalchemy_sessions:max"}),
+        ('job:sqlalchemy_sessions:sum{factory="x"}', {"factory"}),
+        ("up and sqlalchemy_sessions offset 5m unless rate(up[5m]) > bool 1e3", set()),
         ('sqlalchemy_sessions{factory="sqlalchemy_x"}', set()),
     ],
 )
@@ -96,6 +100,13 @@ class TestDashboard:
         used = {name for name in re.findall(r"\$(\w+)", asked) if not name.startswith("__")}
         assert used == {choice["name"] for choice in choices}
 
+    def test_what_series_are_called_by_is_a_label_of_theirs(self, file: Path):
+        for panel in panels(file):
+            for target in panel["targets"]:
+                labels = ",".join(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", "")))
+                grouped = f"count by ({labels or 'job'}) ({target['expr']})"
+                assert unknown_names(grouped) == set(), panel["title"]
+
     def test_histograms_are_asked_for_their_exemplars(self, file: Path):
         for panel in panels(file):
             for target in panel["targets"]:
@@ -113,7 +124,8 @@ class TestDashboard:
         for choice in choices:
             assert choice["includeAll"]
             assert choice["allValue"] == ".*"
-            assert unknown_names(choice["query"].removeprefix("label_values")) == set()
+            asked, label = choice["query"].removeprefix("label_values(")[:-1].rsplit(", ", 1)
+            assert unknown_names(f"count by ({label}) ({asked})") == set()
         for panel in panels(file):
             assert panel["datasource"]["uid"] == "${datasource}"
 

@@ -75,6 +75,7 @@ def test_the_success_rate_shown_is_what_the_service_counted(
     (panel,) = (panel for panel in PANELS if panel.where == SUCCESS_RATE)
     success = truth["orders.success"] + truth["reports.success"]
     failure = truth["reports.failure"]
+    assert success > failure > 0
     # rate() cannot see what was counted before a series' first scrape.
     assert prometheus.value(asked(panel.text)) == pytest.approx(
         success / (success + failure), abs=0.01
