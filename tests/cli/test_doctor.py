@@ -23,7 +23,7 @@ from session_metrics_otel.cli import main
 
 APPLICATION = """
 from sqlalchemy import create_engine
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from session_metrics_otel import instrument
 
 engine = create_engine("sqlite://")
@@ -31,6 +31,19 @@ Forgotten = sessionmaker(engine)
 Orders = sessionmaker(engine)
 instrument(Orders, name="orders")
 number = 1
+
+observed = create_engine("sqlite://")
+instrument(observed, name="observed")
+ByEngine = sessionmaker(observed)
+Scoped = scoped_session(ByEngine)
+
+
+class Own(Session):
+    pass
+
+
+instrument(Own, name="own")
+ByClass = sessionmaker(engine, class_=Own)
 """
 
 
@@ -49,8 +62,10 @@ def doctor(tmp_path, monkeypatch, capsys):
     yield run
     shop = sys.modules.pop("shop", None)
     if shop is not None:
-        uninstrument(shop.Orders)
+        for target in (shop.Orders, shop.observed, shop.Own):
+            uninstrument(target)
         shop.engine.dispose()
+        shop.observed.dispose()
 
 
 class TestAnApplication:
@@ -59,6 +74,15 @@ class TestAnApplication:
         assert code == 0
         assert "well  shop:Orders is instrumented: its series have factory='orders'" in said
         assert "note  no tracer provider is set" in said
+
+    @pytest.mark.parametrize(
+        ("target", "factory"),
+        [("ByEngine", "observed"), ("Scoped", "observed"), ("ByClass", "own"), ("Own", "own")],
+    )
+    def test_whose_sessions_are_counted_by_their_engine_or_class(self, doctor, target, factory):
+        code, said = doctor(f"shop:{target}")
+        assert code == 0
+        assert f"well  shop:{target} is instrumented: its series have factory={factory!r}" in said
 
     def test_not_instrumented(self, doctor):
         code, said = doctor("shop:Forgotten")
@@ -87,11 +111,19 @@ class TestAnApplication:
             ("shop:Nothing", "Cannot look at shop:Nothing"),
             ("nowhere:Orders", "No module named 'nowhere'"),
             ("shop:number", "Cannot instrument 1: give a sessionmaker"),
+            (
+                "broken:Orders",
+                "importing broken ended with KeyError: 'DATABASE_URL'. Run this with",
+            ),
+            ("ending:Orders", "importing ending ended with SystemExit: 3. Run this with"),
+            ("127.0.0.1:9464/metrics", "is no address. Give http://127.0.0.1:9464/metrics"),
             ("http://127.0.0.1:1/metrics", "cannot be read"),
             ("ftp://127.0.0.1/", "is no address of /metrics"),
         ],
     )
-    def test_what_cannot_be_looked_at(self, doctor, target, says):
+    def test_what_cannot_be_looked_at(self, doctor, tmp_path, target, says):
+        (tmp_path / "broken.py").write_text("raise KeyError('DATABASE_URL')")
+        (tmp_path / "ending.py").write_text("raise SystemExit(3)")
         code, said = doctor(target)
         assert code == 2
         assert says in said

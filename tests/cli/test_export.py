@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,20 @@ def test_rules_as_they_are_and_for_one_job(tmp_path):
     assert 'db_client_connection_count{job="shop",db_client_connection_state="used"}' in text
     assert "sum by (job, instance, db_client_connection_pool_name)" in text
     assert "job:sqlalchemy_session_errors:rate5m / job:sqlalchemy_session_closed:rate5m" in text
+
+
+def test_rules_of_a_job_that_yaml_and_promql_have_other_ideas_of(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    main(["rules", "export", str(tmp_path), "--job", "a: \"b\" #'c' \\ é"])
+    (file,) = tmp_path.iterdir()
+    loaded = [
+        rule for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]
+    ]
+    (expression,) = (r["expr"] for r in loaded if r.get("record") == "job:sqlalchemy_sessions:sum")
+    quoted = re.search(r'job="([^"]*)"', expression)[1]
+    # PromQL's escapes are Go's, and these are Python's as well.
+    said = re.sub(r"\\U([0-9a-f]{8})", lambda found: chr(int(found[1], 16)), quoted)
+    assert said == "a: \"b\" #'c' \\ é"
 
 
 @pytest.mark.parametrize("what", ["dashboards", "rules"])

@@ -108,6 +108,12 @@ def test_three_lines_of_the_readme_after_installing_the_wheel(
     run("-m", "session_metrics_otel", "dashboards", "export", "dashboards")
     exported = {path.name for path in (tmp_path / "dashboards").iterdir()}
     assert exported == {path.name for path in (ROOT / "grafana/dashboards").glob("*.json")}
+    run("-m", "session_metrics_otel", "rules", "export", "rules")
+    (rules,) = (tmp_path / "rules").iterdir()
+    assert rules.read_text() == (ROOT / "grafana" / "rules" / rules.name).read_text()
+    (tmp_path / "shop.py").write_text(program)
+    said = run("-m", "session_metrics_otel", "doctor", "shop:Session").splitlines()
+    assert "well  shop:Session is instrumented: its series have factory='orders'" in said
 
 
 def test_installing_the_sdist(distributions: Distributions, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from grafana.expressions import RULES, rules
 
+from session_metrics_otel.cli import main
+
 if TYPE_CHECKING:
     from servers.prometheus_server import Promtool
 
@@ -15,6 +17,13 @@ CASES = Path(__file__).parent / "rules" / "session-metrics_test.yaml"
 
 def test_promtool_takes_the_rules(promtool: Promtool):
     checked = promtool("check", "rules", str(RULES))
+    assert checked.returncode == 0, checked.stderr
+    assert f"{len(rules())} rules found" in checked.stdout
+
+
+def test_promtool_takes_the_rules_of_any_job(promtool: Promtool, tmp_path: Path):
+    main(["rules", "export", str(tmp_path), "--job", "a: \"b\" #'c' \\ é"])
+    checked = promtool("check", "rules", str(tmp_path / RULES.name))
     assert checked.returncode == 0, checked.stderr
     assert f"{len(rules())} rules found" in checked.stdout
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -15,9 +16,11 @@ from opentelemetry import trace
 from opentelemetry.trace import ProxyTracerProvider
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
+from sqlalchemy import Engine
 from sqlalchemy import __version__ as sqlalchemy_version
+from sqlalchemy.orm import Session
 
-from session_metrics_otel.instrument import factory_name_of
+from session_metrics_otel.instrument import asyncio_class, factory_name_of
 
 if TYPE_CHECKING:
     import argparse
@@ -46,8 +49,11 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "doctor",
         help="say what is instrumented, what is not, and how to mend it",
-        description=__doc__,
-        epilog="Exit code: 0 where all is well, 1 where something is to be mended, "
+        description="Say what of an application is instrumented, what is not, and how to mend it. "
+        "An application is imported, as its own program would import it; nothing is sent to its "
+        "database. A running /metrics is asked once.",
+        epilog="Examples: doctor shop.db:Session; doctor http://127.0.0.1:9464/metrics. "
+        "Exit code: 0 where all is well, 1 where something is to be mended, "
         "2 where TARGET cannot be looked at.",
     )
     parser.add_argument(
@@ -80,7 +86,7 @@ def of_object(name: str) -> Iterator[Finding]:
     target = _load(name)
     yield Finding("note", f"SQLAlchemy {sqlalchemy_version}, Python {sys.version.split()[0]}")
     try:
-        factory = factory_name_of(target)
+        factory = factory_name_of(target) or _counted_elsewhere(target)
     except TypeError as refusal:
         _give_up(str(refusal))
     if factory is None:
@@ -94,10 +100,25 @@ def of_object(name: str) -> Iterator[Finding]:
     yield from _of_process()
 
 
+def _counted_elsewhere(target: Any) -> str | None:
+    """The name of the factory that counts the sessions of ``target`` by their class or engine."""
+    maker = getattr(target, "session_factory", target)  # a scoped_session's
+    classes = getattr(maker, "class_", maker if isinstance(maker, type) else object).__mro__
+    owners = [
+        owner for owner in classes if issubclass(owner, (Session, asyncio_class("AsyncSession")))
+    ]
+    bound = getattr(maker, "kw", {}).get("bind")
+    if isinstance(bound, (Engine, asyncio_class("AsyncEngine"))):
+        owners.append(bound)
+    return next(filter(None, map(factory_name_of, owners)), None)
+
+
 def _load(name: str) -> Any:
     module, _, attribute = name.partition(":")
     if not attribute:
         _give_up(f"{name!r} is neither an address nor module:attribute. Try myapp.db:Session.")
+    if re.match(r"[\w.-]+:\d+(/|$)", name):
+        _give_up(f"{name!r} is no address. Give http://{name}, with the path of its /metrics.")
     sys.path.insert(0, str(Path.cwd()))
     try:
         found: Any = importlib.import_module(module)
@@ -105,6 +126,12 @@ def _load(name: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError) as refusal:
         _give_up(f"Cannot look at {name}: {refusal}. Run this where the application runs.")
+    except (Exception, SystemExit) as fault:  # noqa: BLE001 - it is the application's
+        said = f"{type(fault).__name__}: {fault}"
+        _give_up(
+            f"Cannot look at {name}: importing {module} ended with {said}. Run this with the "
+            "environment that the application has."
+        )
     return found
 
 
@@ -194,7 +221,7 @@ def _of_exemplars(kind: str, samples: list[Any]) -> Iterator[Finding]:
         yield Finding(
             "note",
             "there are no exemplars",
-            "They need a tracer provider, and sampled sessions.",
+            "They need a tracer provider, and sampled sessions; multi-process mode has none.",
         )
 
 

@@ -25,7 +25,8 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         commands,
         "dashboards",
         "Grafana dashboards (Grafana 9.4 and newer)",
-        "Then import them in Grafana, or let a dashboard provider read DIR.",
+        "Then import them in Grafana, or let a dashboard provider read DIR. "
+        "Example: dashboards export /var/lib/grafana/dashboards --datasource Main. ",
         export_dashboards,
     ).add_argument(
         "--datasource", help="the name of the Prometheus data source that is chosen at first"
@@ -34,7 +35,8 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         commands,
         "rules",
         "Prometheus recording rules and alerts",
-        "Then name the file under rule_files in prometheus.yml.",
+        "Then name the file under rule_files in prometheus.yml. "
+        "Example: rules export /etc/prometheus/rules --job shop. ",
         export_rules,
     )
 
@@ -45,7 +47,10 @@ def _add(
     parser = commands.add_parser(name, help=f"export {what}", description=f"Export {what}.")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     export: argparse.ArgumentParser = actions.add_parser(
-        "export", help="write them into a folder", description=f"Write {what} to DIR.", epilog=then
+        "export",
+        help="write them into a folder",
+        description=f"Write {what} to DIR.",
+        epilog=f"{then}Exit code: 0, or 1 where DIR cannot be written to.",
     )
     export.add_argument("folder", metavar="DIR", type=Path, help="made where it is not there")
     export.add_argument("--job", help="the scrape job of your services: nothing else is looked at")
@@ -75,7 +80,9 @@ def export_rules(options: argparse.Namespace) -> None:
 def of_job(rules: str, job: str) -> str:
     """``rules`` with every series that is scraped restricted to ``job``."""
     names = [name for metric in CATALOG for name in metric.sample_names]
-    matcher = f"job={json.dumps(job)}"
+    # By PromQL's escapes: what stands there must mean nothing to YAML.
+    plain = re.sub(r"[^\w ./-]", lambda found: f"\\U{ord(found[0]):08x}", job)
+    matcher = f'job="{plain}"'
     series = re.compile(rf"(?<![\w:])({'|'.join(names)})(?![\w:])(\{{)?")
 
     def restrict(found: re.Match[str]) -> str:
