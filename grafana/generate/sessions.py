@@ -186,6 +186,7 @@ SESSIONS = Board(
                 "deployment is the deployment's.",
                 [rate("error_type", "sqlalchemy_session_errors_total", FACTORY)],
                 unit="cps",
+                width=6,
                 quiet=True,
                 empty="no errors",
             ),
@@ -195,6 +196,7 @@ SESSIONS = Board(
                 "more traffic is a loop that writes one by one: see whether a bulk statement does it.",
                 [rate("operation", "sqlalchemy_session_entities_total", FACTORY)],
                 unit="cps",
+                width=6,
                 empty="nothing was written by the ORM",
             ),
             Panel(
@@ -203,7 +205,7 @@ SESSIONS = Board(
                 "for; many are the same rows wanted by all: read them later, or lock them.",
                 [rate("factory", "sqlalchemy_session_optimistic_lock_failures_total", FACTORY)],
                 unit="cps",
-                width=12,
+                width=6,
             ),
             Panel(
                 "Sessions with repeated statements",
@@ -211,7 +213,7 @@ SESSIONS = Board(
                 "is on. The session's span names the statement: load it with selectinload or a join.",
                 [rate("factory", "sqlalchemy_session_repeated_statements_total", FACTORY)],
                 unit="cps",
-                width=12,
+                width=6,
                 quiet=True,
                 empty="none, or not looked for",
             ),

@@ -94,6 +94,13 @@ class TestDashboard:
                 colors = {step["color"] for step in defaults["thresholds"]["steps"]}
                 assert {"green", "red"} <= colors, panel["title"]
 
+    def test_its_lines_of_panels_are_full(self, file: Path):
+        widths: dict[int, int] = {}
+        for panel in panels(file):
+            place = panel["gridPos"]
+            widths[place["y"]] = widths.get(place["y"], 0) + place["w"]
+        assert set(widths.values()) == {24}
+
     def test_what_can_be_chosen_chooses_something(self, file: Path):
         _, *choices = json.loads(file.read_text())["templating"]["list"]
         asked = " ".join(expression.text for expression in of_dashboard(file))

@@ -148,7 +148,7 @@ def _of_process() -> Iterator[Finding]:
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if folder is not None:
         if Path(folder).is_dir() and os.access(folder, os.W_OK):
-            yield Finding("well", f"multi-process mode writes to {folder}")
+            yield Finding("well", f"multi-process mode writes to {folder} (which has no exemplars)")
         else:
             yield Finding(
                 "mend",
