@@ -107,7 +107,6 @@ FLEET = Board(
                 [Query(f"topk(10, {TIMEOUTS}{{{JOB}}} > 0)", "{{job}}")],
                 unit="cps",
                 width=12,
-                quiet=True,
                 empty="no time-outs",
             ),
             Panel(
@@ -117,7 +116,6 @@ FLEET = Board(
                 [Query(f"topk(10, {LEAKS}{{{JOB}}} > 0)", "{{job}}")],
                 unit="cps",
                 width=12,
-                quiet=True,
                 empty="no leaks",
             ),
         ],

@@ -45,7 +45,6 @@ class Panel:
         unit: Grafana's name of the unit.
         width: Of 24.
         steps: Thresholds: colour by the value it begins at, the first at None.
-        quiet: Whether it is empty where all is well: its data are faults.
         low: The axis begins here.
         high: The axis ends here, as a rule.
         stacked: Whether series lie on one another.
@@ -59,7 +58,6 @@ class Panel:
     unit: str = "short"
     width: int = 8
     steps: Steps = ()
-    quiet: bool = False
     low: float | None = 0
     high: float | None = None
     stacked: bool = False

@@ -81,7 +81,6 @@ POOLS = Board(
                 ],
                 width=6,
                 steps=NONE_IS_WELL,
-                quiet=True,
                 empty="no time-outs",
             ),
             Panel(
@@ -97,7 +96,6 @@ POOLS = Board(
                 ],
                 width=6,
                 steps=NONE_IS_WELL,
-                quiet=True,
                 empty="no session inside another",
             ),
             Panel(
@@ -193,7 +191,6 @@ POOLS = Board(
                 "57014 is a statement cancelled, 08... a connection lost.",
                 [rate("error_type", f"{_OPERATION}_count", f'{INSTANCE},error_type!=""')],
                 unit="cps",
-                quiet=True,
                 empty="none failed",
             ),
             Panel(
@@ -202,7 +199,6 @@ POOLS = Board(
                 "the data, is a missing LIMIT: page it, or stream with yield_per.",
                 quantiles("db_client_response_returned_rows", INSTANCE, *_SPREAD),
                 width=16,
-                quiet=True,
                 empty="the driver does not say",
             ),
         ],

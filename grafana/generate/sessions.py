@@ -71,7 +71,6 @@ SESSIONS = Board(
                     )
                 ],
                 unit="cps",
-                quiet=True,
                 empty="no failures",
             ),
             Panel(
@@ -146,7 +145,6 @@ SESSIONS = Board(
                 ],
                 width=12,
                 steps=NONE_IS_WELL,
-                quiet=True,
                 empty="no leaks",
             ),
         ],
@@ -187,7 +185,6 @@ SESSIONS = Board(
                 [rate("error_type", "sqlalchemy_session_errors_total", FACTORY)],
                 unit="cps",
                 width=6,
-                quiet=True,
                 empty="no errors",
             ),
             Panel(
@@ -214,7 +211,6 @@ SESSIONS = Board(
                 [rate("factory", "sqlalchemy_session_repeated_statements_total", FACTORY)],
                 unit="cps",
                 width=6,
-                quiet=True,
                 empty="none, or not looked for",
             ),
         ],

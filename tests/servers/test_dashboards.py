@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +16,7 @@ from grafana.expressions import DASHBOARDS, RULES, Expression, of_dashboard, of_
 from grafana.test_dashboards import RUNBOOKS
 
 from servers.demo_process import demo_running
+from servers.processes import running, wait_for
 from servers.prometheus_server import Prometheus, prometheus_scraping
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 REQUESTS = 500
 SUCCESS_RATE = "session-metrics-sessions: Session creation success rate"
+WAIT = "job:db_client_connection_wait_time_seconds:p95_rate5m"
+SUCCESS = "job_factory:sqlalchemy_session_creation_success:ratio_rate5m"
 GRAFANAS_OWN = {"$__rate_interval": "10s", "$__range": "2m"}
 
 NEEDS_A_FAULT = {
@@ -30,6 +35,18 @@ NEEDS_A_FAULT = {
     "session-metrics-pools: Time-outs of nested sessions",
     "session-metrics-pools: Rows returned",  # SQLite does not say
     "session-metrics-fleet: Pool time-outs",
+}
+
+
+FOR_FAULTS = {
+    # Panels that have data only where something was wrong, or is looked for, or is known.
+    *NEEDS_A_FAULT,
+    "session-metrics-sessions: Failed creations by error type",
+    "session-metrics-sessions: Leaks by reason",
+    "session-metrics-sessions: Errors by type",
+    "session-metrics-pools: Statements that failed",
+    "session-metrics-fleet: Most errors in sessions",
+    "session-metrics-fleet: Leaks",
 }
 
 
@@ -66,6 +83,22 @@ def test_a_panel_has_data(demo_truth: tuple[Prometheus, dict], panel: Expression
     print(f"\n{panel.where}\n  {asked(panel.text)}\n  = {[value for _, value in rows][:8]}")
     if panel.where not in NEEDS_A_FAULT:
         assert rows
+
+
+def test_only_panels_for_faults_are_empty_where_all_is_well(tmp_path: Path):
+    program = Path(__file__).parents[1] / "programs" / "healthy_orders.py"
+    log = tmp_path / "service.log"
+    with running([sys.executable, "-u", str(program)], log):
+        (address,) = wait_for(
+            lambda: re.findall(r"http://(\S+)/metrics", log.read_text()), bool, "the service"
+        )
+        with prometheus_scraping({"orders": address}, tmp_path, rule_files=[RULES]) as prometheus:
+            for name in (WAIT, SUCCESS):
+                prometheus.wait_for(f"min({name}) > 0", bool)
+            filled = {panel.where for panel in PANELS if prometheus.query(asked(panel.text))}
+            assert {panel.where for panel in PANELS} - filled == FOR_FAULTS
+            firing = [alert["labels"]["alertname"] for alert in prometheus.alerts()]
+            assert firing == []
 
 
 def test_the_success_rate_shown_is_what_the_service_counted(
