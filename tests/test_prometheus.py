@@ -91,6 +91,12 @@ class TestNames:
             labels = {"factory": "orders", "reason": reason}
             assert registry.get_sample_value("sqlalchemy_session_leaks_total", labels) == 0
 
+    def test_failures_are_at_0_before_the_first_as_a_rate_needs(self, registry):
+        SessionMetrics(factory="orders").close_session()
+        for error_type in ("TimeoutError", "OperationalError", "_OTHER"):
+            labels = {"factory": "orders", "outcome": "failure", "error_type": error_type}
+            assert registry.get_sample_value("sqlalchemy_session_creations_total", labels) == 0
+
     def test_what_has_no_series_is_not_shown(self, registry):
         assert "sqlalchemy_session_leaks" not in generate_latest(registry).decode()
 

@@ -69,6 +69,10 @@ LEAK_REASONS = (OVERDUE, IDLE_IN_TRANSACTION, GARBAGE_COLLECTED)
 OTHER = "_OTHER"
 """The value of ``error.type`` where none can be named (OpenTelemetry's fallback value)."""
 
+USUAL_FAILURES = ("TimeoutError", "OperationalError", OTHER)
+"""``error.type`` of the creations that fail as they usually do: the pool is exhausted, the database
+refuses. A rate needs their series at 0 before the first."""
+
 DURATION_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Upper bounds in seconds that OpenTelemetry's database conventions advise."""
 

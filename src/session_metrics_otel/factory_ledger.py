@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import catalog
-from .catalog import LIVE_STATES, OTHER, SessionState
+from .catalog import LIVE_STATES, OTHER, USUAL_FAILURES, SessionState
 from .legible import one_line
 from .series import Bounded
 from .weak import alive
@@ -200,8 +200,7 @@ class FactoryLedger:
 
     def _read_failures(self) -> dict[str, float]:
         counts = {error_type: tally.read() for error_type, tally in self._failures.copy().items()}
-        # A rate needs a series that was there at 0 before its first failure.
-        return {OTHER: 0.0, **counts}
+        return {**dict.fromkeys(USUAL_FAILURES, 0.0), **counts}
 
     # A record is its session's thread's to change, so the watchdog never moves one. That it is idle
     # is written beside it, as true for as long as it has not moved on: a count of going idle is

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, cast
 
 from . import catalog
-from .catalog import OTHER, SessionState
+from .catalog import USUAL_FAILURES, SessionState
 from .series import Distribution, Histogram, Tally
 from .value_files import Group, Sample
 
@@ -179,9 +179,10 @@ class Live(dict[int, "weakref.ref[Any]"]):
         self._peak = Group(files, Sample(catalog.SESSION_PEAK, (name,)))
         self._register = super().__setitem__
         # A rate needs a series that was there at 0 before its first event.
+        failures = (("failure", error_type) for error_type in USUAL_FAILURES)
         self._outcomes = Group(files, *(
             Sample(catalog.SESSION_CREATIONS, (name, *outcome))
-            for outcome in (("success", ""), ("unused", ""), ("failure", OTHER))
+            for outcome in (("success", ""), ("unused", ""), *failures)
         ))  # fmt: skip
 
     def __setitem__(self, key: int, reference: weakref.ref[Any]) -> None:

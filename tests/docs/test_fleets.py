@@ -20,7 +20,6 @@ OF_THE_SHOP = {
     "change of state, per factory": 10 + 3,
     "outcome of transactions, per factory": 3 + 1,
     "error type, per factory": 2,
-    "error type of creations, per factory": 1,
     "insert, update, delete by the ORM, per factory": 1,
     "factory with repeated statements": 1,
     "pool": 1,

@@ -26,7 +26,7 @@ REQUESTS = 500
 SUCCESS_RATE = "session-metrics-sessions: Session creation success rate"
 WAIT = "job:db_client_connection_wait_time_seconds:p95_rate5m"
 SUCCESS = "job_factory:sqlalchemy_session_creation_success:ratio_rate5m"
-GRAFANAS_OWN = {"$__rate_interval": "10s", "$__range": "2m"}
+GRAFANAS_OWN = {"$__rate_interval": "2m", "$__range": "2m"}
 
 NEEDS_A_FAULT = {
     # Panels that are empty where all is well, and that this demo has no such fault for.
