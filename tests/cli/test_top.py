@@ -6,10 +6,10 @@ import json
 import os
 import re
 import select
+import socketserver
 import subprocess
 import sys
 import threading
-from socketserver import ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import pytest
@@ -51,13 +51,19 @@ class Process:
         return [body.encode()]
 
 
-class Server(ThreadingMixIn, WSGIServer):
+class Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
 class Quiet(WSGIRequestHandler):
     def log_message(self, *_):
         pass
+
+
+class SpeaksNoHttp(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.request.recv(65536)
+        self.wfile.write(b"nonsense\n")
 
 
 @pytest.fixture
@@ -163,12 +169,40 @@ class TestIntoAPipe:
         let_go.set()
         assert "TimeoutError: timed out" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("body", ["<html>", "[]", "{}", '{"sessions": [{}], "history": []}'])
-    def test_one_that_is_no_live_page_is_said_to_be_none(self, at, process, body, capsys):
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "<html>",
+            "[]",
+            "{}",
+            "[" * 100_000,
+            '{"sessions": [], "history": []}',
+            '{"process": 7, "open": null, "sessions": [], "history": []}',
+            '{"process": 7, "open": 1, "sessions": [{}], "history": []}',
+            '{"process": 7, "open": 1, "sessions": [], "history": [{"made": 1}]}',
+            '{"process": 7, "open": 1e999, "sessions": [], "history": []}',
+            '{"process": 7, "open": 1, "sessions": [], "history": [{"pools": ["main"]}]}',
+        ],
+    )
+    def test_one_of_another_version_or_kind_is_said_to_be_so(self, at, process, body, capsys):
         process.body = body
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as ended:
             main(["top", f"http://{at}/sessionz"])
-        assert capsys.readouterr().err.startswith(f"{at}: ")
+        assert ended.value.code == 1
+        assert capsys.readouterr().err == (
+            f"{at}: what it answered is no live page's, or that of another version\n"
+        )
+
+    def test_one_that_does_not_speak_http_is_named(self, capsys):
+        with socketserver.TCPServer(("127.0.0.1", 0), SpeaksNoHttp) as server:
+            thread = threading.Thread(target=server.handle_request)
+            thread.start()
+            host = f"127.0.0.1:{server.server_address[1]}"
+            with pytest.raises(SystemExit) as ended:
+                main(["top", f"http://{host}/sessionz"])
+            thread.join()
+        assert ended.value.code == 1
+        assert capsys.readouterr().err == f"{host}: BadStatusLine: nonsense\\n\n"
 
     def test_asks_where_the_page_itself_does_and_says_who_asks(self, at, process, lines):
         for path in ("", "/sessionz", "/sessionz/", "/in/sessionz", "/other.json"):

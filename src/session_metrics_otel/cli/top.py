@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
@@ -77,46 +78,21 @@ class Look(NamedTuple):
 
     Attributes:
         url: Where it was asked.
-        document: Its ``/sessionz.json``, or None.
-        trouble: Why there is none, or "".
+        process: Its host and port, and its process id where it answered.
+        trouble: Why nothing more is known of it, or "".
+        open_now: Sessions open.
+        created: Sessions whose creation succeeded or failed so far.
+        pools: Each pool, with the connections in use and its limit where it has one.
+        rows: The open sessions, as many as it shows.
     """
 
     url: str
-    document: dict[str, Any] | None
+    process: str
     trouble: str = ""
-
-    @property
-    def process(self) -> str:
-        """Host, port and process id."""
-        pid = "" if self.document is None else f"/{self.document['process']}"
-        return one_line(urlsplit(self.url).netloc.rpartition("@")[2] + pid)
-
-    @property
-    def newest(self) -> dict[str, Any]:
-        """The newest point of its plots, or an empty one."""
-        history = [] if self.document is None else self.document["history"]
-        return history[-1] if history else {"success": 0, "failure": 0, "pools": {}}
-
-    def created(self) -> int:
-        """Sessions whose creation succeeded or failed so far."""
-        return int(self.newest["success"] + self.newest["failure"])
-
-    def pools(self) -> str:
-        """Each pool, with the connections in use and its limit where it has one."""
-        return ", ".join(
-            f"{one_line(name)} {pool['used']}"
-            + ("" if pool["max"] is None else f"/{pool['max']:g}")
-            for name, pool in self.newest["pools"].items()
-        )
-
-    def rows(self) -> Iterator[Row]:
-        """The open sessions."""
-        for one in () if self.document is None else self.document["sessions"]:
-            yield Row(
-                self.process, float(one["age_seconds"]), one["state"], one["route"],
-                one["request_id"], one["session_id"], one["factory"], int(one["statements"]),
-                one["last_statement"], one["made_at"],
-            )  # fmt: skip
+    open_now: int = 0
+    created: int = 0
+    pools: str = ""
+    rows: tuple[Row, ...] = ()
 
 
 def add_to(commands: argparse._SubParsersAction[Any]) -> None:
@@ -206,21 +182,42 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _ask(url: str, headers: Sequence[tuple[str, str]]) -> Look:
+    host = one_line(urlsplit(url).netloc.rpartition("@")[2])
     request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - see _address
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-            document = json.load(answer)
-        if not isinstance(document, dict) or not {"sessions", "history"} <= document.keys():
-            return Look(url, None, "what it answered is no live page's")
-        look = Look(url, document)
-        list(look.rows())  # complains now where it is another version's
+            body = answer.read()
     except urllib.error.HTTPError as refusal:
         said = refusal.read(200).decode("utf-8", "replace").partition("\n")[0]
-        return Look(url, None, one_line(f"{refusal.code} {refusal.reason}: {said}"))
-    except (OSError, ValueError, KeyError, TypeError) as refusal:
+        return Look(url, host, one_line(f"{refusal.code} {refusal.reason}: {said}"))
+    except (OSError, HTTPException, ValueError) as refusal:
         reason = getattr(refusal, "reason", refusal)
-        return Look(url, None, one_line(f"{type(reason).__name__}: {reason}"))
-    return look
+        return Look(url, host, one_line(f"{type(reason).__name__}: {reason}"))
+    try:
+        return _read(url, host, json.loads(body))
+    except Exception:  # noqa: BLE001 - anything at all may answer there
+        return Look(url, host, "what it answered is no live page's, or that of another version")
+
+
+def _read(url: str, host: str, document: Any) -> Look:
+    """What a live page's ``document`` says, read to the end: what is not as expected raises."""
+    process = f"{host}/{int(document['process'])}"
+    history = document["history"]
+    newest: Any = history[-1] if history else {"success": 0, "failure": 0, "pools": {}}
+    pools = ", ".join(
+        f"{one_line(name)} {pool['used']}" + ("" if pool["max"] is None else f"/{pool['max']:g}")
+        for name, pool in newest["pools"].items()
+    )
+    rows = tuple(
+        Row(
+            process, float(one["age_seconds"]), str(one["state"]), str(one["route"]),
+            one["request_id"], one["session_id"], one["factory"], int(one["statements"]),
+            one["last_statement"], one["made_at"],
+        )
+        for one in document["sessions"]
+    )  # fmt: skip
+    created = int(newest["success"] + newest["failure"])
+    return Look(url, process, "", int(document["open"]), created, pools, rows)
 
 
 def look_at(urls: Sequence[str], headers: Sequence[tuple[str, str]] = ()) -> list[Look]:
@@ -230,21 +227,21 @@ def look_at(urls: Sequence[str], headers: Sequence[tuple[str, str]] = ()) -> lis
 
 
 def _sorted_rows(looks: Iterable[Look], sort: str) -> list[Row]:
-    return sorted((row for look in looks for row in look.rows()), key=SORTS[sort])
+    return sorted((row for look in looks for row in look.rows), key=SORTS[sort])
 
 
 def _since(looks: Sequence[Look], before: dict[str, int]) -> list[str]:
     """How many sessions each process made since the look before; "" at the first."""
     return [
-        "" if look.document is None or look.url not in before
+        "" if look.trouble or look.url not in before
         # Fewer than before: another process answers there now, and has made all of its own.
-        else f"+{look.created() - before[look.url] * (look.created() >= before[look.url])}"
+        else f"+{look.created - before[look.url] * (look.created >= before[look.url])}"
         for look in looks
     ]  # fmt: skip
 
 
 def _made(looks: Iterable[Look]) -> dict[str, int]:
-    return {look.url: look.created() for look in looks if look.document is not None}
+    return {look.url: look.created for look in looks if not look.trouble}
 
 
 def _write_lines(options: argparse.Namespace) -> bool:
@@ -253,18 +250,18 @@ def _write_lines(options: argparse.Namespace) -> bool:
     while True:
         looks = look_at(options.urls, options.header)
         for look, made in zip(looks, _since(looks, before), strict=True):
-            if look.document is None:
+            if look.trouble:
                 print(f"{look.process}: {look.trouble}", file=sys.stderr)
             else:
                 new = f", {made} made" if made else ""
-                pools = f"; connections: {look.pools()}" if look.pools() else ""
-                print(f"# {look.process}: {look.document['open']} open{new}{pools}")
+                pools = f"; connections: {look.pools}" if look.pools else ""
+                print(f"# {look.process}: {look.open_now} open{new}{pools}")
         print("\t".join(COLUMNS))
         for row in _sorted_rows(looks, options.sort)[: options.limit]:
             print("\t".join(row.cells()))
         sys.stdout.flush()
         if options.once or options.interval is None:
-            return any(look.document is not None for look in looks)
+            return not all(look.trouble for look in looks)
         before = _made(looks)
         time.sleep(options.interval)
 
@@ -285,7 +282,7 @@ def _show(options: argparse.Namespace) -> bool:
     looks = look_at(options.urls, options.header)
     if options.once:
         console.print(_frame(looks, {}, options.sort, options.limit, console.width))
-        return any(look.document is not None for look in looks)
+        return not all(look.trouble for look in looks)
     sort = options.sort
     before: dict[str, int] = {}
     with Live(console=console, screen=True, auto_refresh=False) as live, _keyboard() as pressed:
@@ -315,10 +312,12 @@ def _frame(
     processes.add_column("made", justify="right", min_width=5)
     processes.add_column("connections", no_wrap=True, overflow="ellipsis")
     for look, made in zip(looks, _since(looks, before), strict=True):
-        if look.document is None:
-            processes.add_row(look.process, "-", "", Text(look.trouble, style="red"))
+        # As Text: what is between brackets would be Rich's markup.
+        process = Text(look.process)
+        if look.trouble:
+            processes.add_row(process, "-", "", Text(look.trouble, style="red"))
         else:
-            processes.add_row(look.process, str(look.document["open"]), made, Text(look.pools()))
+            processes.add_row(process, str(look.open_now), made, Text(look.pools))
     sessions = Table(box=None, header_style="bold", expand=True)
     columns = COLUMNS if width >= WIDE else NARROW
     for column in columns:
@@ -331,7 +330,6 @@ def _frame(
     shown = [COLUMNS.index(column) for column in columns]
     rows = _sorted_rows(looks, sort)
     for row in rows[:limit]:
-        # As Text: what is between brackets in an id would be Rich's markup.
         cells = row.cells()
         sessions.add_row(*(Text(cells[column]) for column in shown))
     hidden = len(rows) - len(rows[:limit])
