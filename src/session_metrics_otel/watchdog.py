@@ -8,9 +8,9 @@ import os
 import threading
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakValueDictionary
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakMethod
 
 from sqlalchemy.orm.session import _sessions
 
@@ -29,11 +29,12 @@ from .weak import alive
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.orm import Session
 
     from .factory_ledger import FactoryLedger
+    from .hooks.places import Place
     from .session_metrics import DatabaseSessionMetrics
 
 logger = logging.getLogger("session_metrics_otel")
@@ -102,11 +103,7 @@ class Watchdog:
     def scan(self) -> None:
         """Look at every live session once."""
         while COLLECTED:
-            factory_name, session_id, request_id, route, age, born_at = COLLECTED.popleft()
-            self._report(LeakReport(
-                GARBAGE_COLLECTED, factory_name, session_id, request_id, route, age,
-                line_of(born_at), time.time(),
-            ))  # fmt: skip
+            self._report(GARBAGE_COLLECTED, *COLLECTED.popleft())
         for factory in LEDGER.factories():
             factory.wake()
             for reference in _in_chunks(list(factory.live.values())):
@@ -117,6 +114,11 @@ class Watchdog:
             record = reference()
             if record is None or record.state is SessionState.CLOSED:
                 del self._reported[key]
+
+    def start_again(self) -> None:
+        """Forget what was reported: a child after ``fork`` has none of its parent's sessions."""
+        self.reports.clear()
+        self._reported.clear()
 
     def _look_at(
         self,
@@ -149,23 +151,30 @@ class Watchdog:
         LEDGER.factory(record.factory).leaks(reason).hit()
         if isinstance(record._mirror, SpanMirror):
             record._mirror.leaked(reason)
-        self._report(LeakReport(
-            reason, record.factory, record.session_id, record.request_id,
-            record.route, record.get_age_seconds(),
-            line_of(getattr(record, "born_at", None)), time.time(), *_work_of(record),
-        ))  # fmt: skip
+        self._report(
+            reason, record.factory, record.session_id, record.request_id, record.route,
+            record.get_age_seconds(), getattr(record, "born_at", None), *_work_of(record),
+        )  # fmt: skip
 
-    def _report(self, report: LeakReport) -> None:
-        report = replace(
-            report,
-            session_id=one_line(report.session_id),
-            request_id=one_line(report.request_id),
-            route=one_line(report.route),
-        )
+    def _report(
+        self,
+        reason: str,
+        factory: str,
+        session_id: str,
+        request_id: str,
+        route: str,
+        age: float,
+        born_at: Place | None,
+        *work: str,
+    ) -> None:
+        report = LeakReport(
+            reason, factory, one_line(session_id), one_line(request_id), one_line(route), age,
+            line_of(born_at), time.time(), *work,
+        )  # fmt: skip
         self.reports.append(report)
         logger.warning(
             "Session %s of %r leaks (%s): open for %.1f s%s, request %r, route %r, made at %s",
-            report.session_id, report.factory, report.reason, report.age_seconds, _as_text(report),
+            report.session_id, factory, reason, age, _as_text(report),
             report.request_id, report.route, report.place or "an unknown place",
             extra={"session_leak": asdict(report)},
         )  # fmt: skip
@@ -235,7 +244,7 @@ class _Patrol:
             self._look()
 
     def _look(self) -> None:
-        for look in (self.watchdog.scan, *(other.look for other in alive(_others.valuerefs()))):
+        for look in (self.watchdog.scan, *alive(_others.copy())):
             try:
                 look()
             except Exception as fault:  # noqa: BLE001, PERF203 - it looks again next time
@@ -247,19 +256,15 @@ class _Patrol:
             self._thread.join()
 
 
-class Looker(Protocol):
-    """What has to look every few seconds, and is not worth a thread of its own."""
-
-    def look(self) -> None:
-        """Look."""
+_others: set[WeakMethod[Callable[[], None]]] = set()
 
 
-_others: WeakValueDictionary[int, Looker] = WeakValueDictionary()
+def look_along(look: Callable[[], None]) -> None:
+    """Call ``look``, a bound method, whenever the watchdog looks, while somebody keeps its object.
 
-
-def look_along(looker: Looker) -> None:
-    """Let ``looker`` look whenever the watchdog does, for as long as somebody keeps it."""
-    _others[id(looker)] = looker
+    For what has to look every few seconds and is not worth a thread of its own.
+    """
+    _others.add(WeakMethod(look, _others.discard))
 
 
 _lock = threading.Lock()
@@ -330,13 +335,8 @@ def _go_on_in_child() -> None:
     _lock = threading.Lock()
     COLLECTED.clear()
     if _patrol is not None:
-        old = _patrol.watchdog
-        watchdog = Watchdog(
-            overdue=old.overdue,
-            idle_in_transaction=old.idle_in_transaction,
-            close_overdue=old.close_overdue,
-        )
-        _patrol = _Patrol(watchdog, _patrol.interval)
+        _patrol.watchdog.start_again()
+        _patrol = _Patrol(_patrol.watchdog, _patrol.interval)
 
 
 atexit.register(unwatch)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from session_metrics_otel.binding import current_binding
 
-from .request import RequestBinding, request_id_from
+from .request import RequestBinding
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -43,8 +44,7 @@ class BindingMiddleware:
         route: Callable[[Any], object] = route_of,
     ) -> None:
         self.app = app
-        self._find_user = user_id
-        self._find_route = route
+        self._bind = partial(RequestBinding.of, find_user=user_id, find_route=route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what ``scope`` describes."""
@@ -52,13 +52,7 @@ class BindingMiddleware:
             await self.app(scope, receive, send)
             return
         header = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        binding = RequestBinding.of(
-            scope,
-            request_id_from(header.decode("latin-1")),
-            find_user=self._find_user,
-            find_route=self._find_route,
-        )
-        token = current_binding.set(binding)
+        token = current_binding.set(self._bind(scope, header.decode("latin-1")))
         try:
             await self.app(scope, receive, send)
         finally:

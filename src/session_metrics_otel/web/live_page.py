@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import asdict
 from datetime import datetime, timezone
 from hashlib import sha256
+from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.watchdog import leak_reports, look_along
 from session_metrics_otel.weak import alive
 
+from .response import Response
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
     from .asgi import Receive, Scope, Send
 
     Authorise = Callable[[Mapping[str, Any]], object]
-    Response = tuple[int, str, bytes]
 
 SHOWN = 500
 """Sessions that are shown, the oldest first; the rest is a number."""
@@ -64,7 +66,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-_REASONS = {200: "OK", 403: "Forbidden", 405: "Method Not Allowed"}
+_TEXT = "text/plain; charset=utf-8"
 _REFUSED = (
     "This page answers only to this machine itself, by the name localhost and with no proxy in "
     "between. Give LivePage(authorise=...) to let others see it.\n"
@@ -110,7 +112,7 @@ class LivePage:
         self._show_users = show_users
         self._history: deque[dict[str, Any]] = deque(maxlen=POINTS)
         self._looked = -BETWEEN_LOOKS
-        look_along(self)
+        look_along(self.look)
 
     def document(self) -> dict[str, Any]:
         """All that is on the page: times in seconds, dates in ISO 8601 form.
@@ -169,18 +171,19 @@ class LivePage:
     def answer(
         self, method: str, path: str, address: str, headers: Mapping[str, str], request: Any
     ) -> Response:
-        """Status, content type and body for one request."""
+        """What one request is answered with."""
         if self._authorise is None:
             allowed = from_this_machine(address, headers)
         else:
             allowed = bool(self._authorise(request))
+        status, kind, body = HTTPStatus.OK, "text/html; charset=utf-8", _PAGE
         if not allowed:
-            return 403, "text/plain; charset=utf-8", _REFUSED.encode()
-        if method not in {"GET", "HEAD"}:
-            return 405, "text/plain; charset=utf-8", b"GET and HEAD are taken.\n"
-        if path.endswith(".json"):
-            return 200, "application/json", json.dumps(self.document()).encode()
-        return 200, "text/html; charset=utf-8", _PAGE.encode()
+            status, kind, body = HTTPStatus.FORBIDDEN, _TEXT, _REFUSED
+        elif method not in {"GET", "HEAD"}:
+            status, kind, body = HTTPStatus.METHOD_NOT_ALLOWED, _TEXT, "GET and HEAD are taken.\n"
+        elif path.endswith(".json"):
+            kind, body = "application/json", json.dumps(self.document())
+        return Response(status, kind, body.encode(), HEADERS)
 
     def wsgi(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """The page as a WSGI application."""
@@ -191,12 +194,8 @@ class LivePage:
         }
         method = environ["REQUEST_METHOD"]
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-        status, kind, body = self.answer(
-            method, path, environ.get("REMOTE_ADDR", ""), headers, environ
-        )
-        sent = {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}
-        start_response(f"{status} {_REASONS[status]}", list(sent.items()))
-        return [] if method == "HEAD" else [body]
+        response = self.answer(method, path, environ.get("REMOTE_ADDR", ""), headers, environ)
+        return response.by_wsgi(method, start_response)
 
     async def asgi(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """The page as an ASGI application."""
@@ -206,13 +205,8 @@ class LivePage:
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
         address = (scope.get("client") or ("",))[0]
-        status, kind, body = self.answer(scope["method"], scope["path"], address, headers, scope)
-        sent = {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}
-        encoded = [(name.lower().encode(), value.encode()) for name, value in sent.items()]
-        await send({"type": "http.response.start", "status": status, "headers": encoded})
-        await send(
-            {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body}
-        )
+        response = self.answer(scope["method"], scope["path"], address, headers, scope)
+        await response.by_asgi(scope["method"], send)
 
 
 def _oldest_of_each(factories: Iterable[Any]) -> Iterator[DatabaseSessionMetrics]:

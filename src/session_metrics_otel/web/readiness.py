@@ -6,10 +6,13 @@ import json
 import threading
 import time
 from collections import Counter, deque
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from session_metrics_otel import catalog
 from session_metrics_otel.ledger import LEDGER
+
+from .response import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,8 +20,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
     from .asgi import Receive, Scope, Send
-
-STATUS = {True: "200 OK", False: "503 Service Unavailable"}
 
 
 class Answer(NamedTuple):
@@ -107,28 +108,23 @@ class Readiness:
                 f"{self._window:g} s: {why}"
             )
 
-    def wsgi(self, _environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    def wsgi(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         """The answer as a WSGI application: 200 or 503, and JSON."""
-        answer = self()
-        body = json.dumps(answer._asdict()).encode()
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start_response(STATUS[answer.ready], [*headers, ("Cache-Control", "no-store")])
-        return [body]
+        return self._response().by_wsgi(environ.get("REQUEST_METHOD", "GET"), start_response)
 
     async def asgi(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """The answer as an ASGI application: 200 or 503, and JSON."""
-        if scope["type"] != "http":
-            return
+        if scope["type"] == "http":
+            await self._response().by_asgi(scope.get("method", "GET"), send)
+
+    def _response(self) -> Response:
         answer = self()
-        body = json.dumps(answer._asdict()).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"cache-control", b"no-store"),
-        ]
-        status = int(STATUS[answer.ready][:3])
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        return Response(
+            HTTPStatus.OK if answer.ready else HTTPStatus.SERVICE_UNAVAILABLE,
+            "application/json",
+            json.dumps(answer._asdict()).encode(),
+            {"Cache-Control": "no-store"},
+        )
 
 
 class _Queues:

@@ -46,13 +46,13 @@ class RequestBinding(Binding):
     def of(
         cls,
         request: Mapping[str, Any],
-        request_id: str,
+        header: str | None,
         *,
         find_user: Find | None,
         find_route: Find,
     ) -> RequestBinding:
-        """The binding of ``request``."""
-        made = cls(request_id)
+        """The binding of ``request``, whose ``X-Request-Id`` is ``header``."""
+        made = cls(request_id_from(header))
         made._request = request
         made._find_user = find_user
         made._find_route = find_route
@@ -74,10 +74,7 @@ class RequestBinding(Binding):
 
     def _replace(self, **changes: Any) -> RequestBinding:
         replaced = super()._replace(**changes)
-        replaced._request = self._request
-        replaced._find_user = self._find_user
-        replaced._find_route = self._find_route
-        replaced._remembered_route = self._remembered_route
+        vars(replaced).update(vars(self))
         return replaced
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextvars import Context, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from session_metrics_otel.binding import current_binding
 
-from .request import RequestBinding, request_id_from
+from .request import RequestBinding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -42,17 +43,11 @@ class BindingMiddleware:
         route: Callable[[Any], object] = route_of,
     ) -> None:
         self.app = app
-        self._find_user = user_id
-        self._find_route = route
+        self._bind = partial(RequestBinding.of, find_user=user_id, find_route=route)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve the request that ``environ`` describes."""
-        binding = RequestBinding.of(
-            environ,
-            request_id_from(environ.get("HTTP_X_REQUEST_ID")),
-            find_user=self._find_user,
-            find_route=self._find_route,
-        )
+        binding = self._bind(environ, environ.get("HTTP_X_REQUEST_ID"))
         # A context of the request's own: its answer may be streamed after this call has returned.
         context = copy_context()
         context.run(current_binding.set, binding)
