@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from . import catalog
 from .base import BaseSessionMetrics
 from .catalog import DEFAULT_FACTORY, OTHER
 from .ledger import LEDGER
 from .series import Bounded
+from .weak import alive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,7 @@ class SystemSessionMetrics(BaseSessionMetrics):
     def __post_init__(self) -> None:
         """Mirror from here on: what the constructor was given was counted by whoever gives it."""
         super().__post_init__()
-        _mirrored_records[id(self)] = weakref.ref(self, _forget(id(self)))
+        _mirrored_records[id(self)] = self
         for metric in _COUNTED.values():
             LEDGER.tally(metric, _names.admit(self.name))
 
@@ -132,19 +133,13 @@ class SystemSessionMetrics(BaseSessionMetrics):
             self.sessions_created_today = self.sessions_reused_today = 0
 
 
-_mirrored_records: dict[int, weakref.ref[SystemSessionMetrics]] = {}
-
-
-def _forget(key: int) -> Any:
-    return lambda _: _mirrored_records.pop(key, None)
+_mirrored_records: WeakValueDictionary[int, SystemSessionMetrics] = WeakValueDictionary()
 
 
 def _read() -> Iterator[tuple[Metric, Labels, float]]:
     by_name: dict[str, list[SystemSessionMetrics]] = {}
-    for reference in list(_mirrored_records.values()):
-        record = reference()
-        if record is not None:
-            by_name.setdefault(_names.admit(record.name), []).append(record)
+    for record in alive(_mirrored_records.valuerefs()):
+        by_name.setdefault(_names.admit(record.name), []).append(record)
     for name, records in by_name.items():
         minutes = sum(record.average_session_duration_minutes for record in records) / len(records)
         active = sum(record.active_sessions for record in records)
