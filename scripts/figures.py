@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
+
+import generated
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/performance.md")
@@ -52,19 +53,9 @@ def filled(page: str, results: dict[str, Any]) -> str:
 def main() -> None:
     """Fill the pages, or say which are not up to date."""
     results = json.loads((ROOT / "benchmarks" / "results.json").read_text())
-    stale = []
-    for name in PAGES:
-        page = (ROOT / name).read_text()
-        now = filled(page, results)
-        if now != page:
-            stale.append(name)
-            if "--check" not in sys.argv:
-                (ROOT / name).write_text(now)
-    if stale and "--check" in sys.argv:
-        sys.exit(
-            f"{', '.join(stale)}: not the figures of benchmarks/results.json. "
-            "Run python scripts/figures.py."
-        )
+    pages = [ROOT / name for name in PAGES]
+    filled_in = {page: filled(page.read_text(), results) for page in pages}
+    generated.write(filled_in, "python scripts/figures.py")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import generated
 import series
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -270,14 +270,7 @@ def main() -> None:
         DOCS / "reference" / "command-line.md": command_line_page(),
         FLEETS: series.filled(FLEETS.read_text()),
     }
-    stale = []
-    for page, now in pages.items():
-        if not page.exists() or page.read_text() != now:
-            stale.append(f"docs/{page.relative_to(DOCS)}")
-            if "--check" not in sys.argv:
-                page.write_text(now)
-    if stale and "--check" in sys.argv:
-        sys.exit(f"{', '.join(stale)}: not what the code says. Run make reference.")
+    generated.write(pages, "make reference")
 
 
 if __name__ == "__main__":

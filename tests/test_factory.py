@@ -197,7 +197,7 @@ class TestIsolation:
             ),
             (
                 {"is_request_scoped": True, "factory_managed": True, "user_id": "eve"},
-                "Session isolation violated: expected user_id='ada', found 'eve'",
+                "Session isolation violated: expected user_id='ada' in its info, found 'eve'",
             ),
         ],
     )

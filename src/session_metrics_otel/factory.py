@@ -102,11 +102,11 @@ class RequestScopedSessionFactory(Generic[S]):
             RuntimeError: The factory is closed.
         """
         if not user_id:
-            msg = f"user_id={user_id!r}: a request-scoped session belongs to a user."
-            raise ValueError(msg)
+            message = f"user_id={user_id!r}: a request-scoped session belongs to a user."
+            raise ValueError(message)
         if self._closed:
-            msg = f"The session factory {self.name!r} is closed: make another."
-            raise RuntimeError(msg)
+            message = f"The session factory {self.name!r} is closed: make another."
+            raise RuntimeError(message)
         return RequestScope(
             lambda: self._new_session(str(user_id), request_id, thread_id), is_async=self.is_async
         )
@@ -273,25 +273,15 @@ def validate_session_isolation(session: Any, user_id: str) -> None:
     Raises:
         ValueError: It did not; the message says what was expected and what was found.
     """
-    info = session.info
-    if info.get("is_request_scoped") is not True:
-        msg = (
-            "Session is not marked as request-scoped: expected is_request_scoped=True in its info, "
-            f"found {info.get('is_request_scoped')!r}."
-        )
-        raise ValueError(msg)
-    if info.get("factory_managed") is not True:
-        msg = (
-            "Session is not managed by RequestScopedSessionFactory: expected factory_managed=True "
-            f"in its info, found {info.get('factory_managed')!r}."
-        )
-        raise ValueError(msg)
-    if info.get("user_id") != str(user_id):
-        msg = (
-            f"Session isolation violated: expected user_id={str(user_id)!r}, found "
-            f"{info.get('user_id')!r}."
-        )
-        raise ValueError(msg)
+    for key, expected, trouble in (
+        ("is_request_scoped", True, "Session is not marked as request-scoped"),
+        ("factory_managed", True, "Session is not managed by RequestScopedSessionFactory"),
+        ("user_id", str(user_id), "Session isolation violated"),
+    ):
+        found = session.info.get(key)
+        if found != expected:
+            message = f"{trouble}: expected {key}={expected!r} in its info, found {found!r}."
+            raise ValueError(message)
 
 
 _lock = threading.Lock()
