@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
-from session_metrics_otel import bind, instrument, metrics_for, uninstrument
+from session_metrics_otel import bind, metrics_for
 from session_metrics_otel.binding import NOTHING_BOUND, current_binding
 from session_metrics_otel.web.asgi import BindingMiddleware
 
@@ -18,14 +18,6 @@ try:
     from starlette.routing import Mount, Route
 except ImportError:
     pytest.skip("the frameworks are not installed", allow_module_level=True)
-
-
-@pytest.fixture
-def maker(engine):
-    maker = sessionmaker(engine)
-    instrument(maker, name="orders")
-    yield maker
-    uninstrument(maker)
 
 
 async def get(app: Any, path: str, **headers: str) -> Any:

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.orm import sessionmaker
 
-from session_metrics_otel import instrument, metrics_for, uninstrument
+from session_metrics_otel import metrics_for
 from session_metrics_otel.binding import NOTHING_BOUND, current_binding
 from session_metrics_otel.web.wsgi import BindingMiddleware
 
 flask = pytest.importorskip("flask")
-
-
-@pytest.fixture
-def maker(engine):
-    maker = sessionmaker(engine)
-    instrument(maker, name="orders")
-    yield maker
-    uninstrument(maker)
 
 
 def seen(maker):

@@ -14,6 +14,8 @@ import sqlite3
 import threading
 from collections import Counter
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -24,6 +26,7 @@ from sqlalchemy import CheckConstraint, create_engine, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.pool import NullPool
 
 from session_metrics_otel import bind, instrument
 
@@ -33,9 +36,7 @@ if TYPE_CHECKING:
 
     from _typeshed.wsgi import StartResponse
 
-STATUS = {200: "200 OK", 201: "201 Created", 404: "404 Not Found", 409: "409 Conflict"}
-UNAVAILABLE = 503
-STATUS[UNAVAILABLE] = "503 Service Unavailable"
+    Answer = tuple[HTTPStatus, Any]
 
 tracer = trace.get_tracer("order-service")
 
@@ -91,8 +92,6 @@ class OrderService:
             return sqlite3.connect(database, timeout=30, check_same_thread=False)
 
         # A new connection for every report: each may find the replica gone.
-        from sqlalchemy.pool import NullPool
-
         replica = create_engine("sqlite://", creator=connect_to_replica, poolclass=NullPool)
         self.engines = (engine, replica)
 
@@ -101,23 +100,24 @@ class OrderService:
         instrument(self.orders, name="orders")
         instrument(self.reports, name="reports")
 
-        self._routes: list[tuple[str, str, re.Pattern[str], Callable[..., tuple[int, Any]]]] = [
-            ("GET", "/orders", re.compile(r"/orders"), self.list_orders),
-            ("POST", "/orders", re.compile(r"/orders"), self.place_order),
-            ("GET", "/orders/{id}", re.compile(r"/orders/(\d+)"), self.show_order),
-            ("POST", "/orders/{id}/more", re.compile(r"/orders/(\d+)/more"), self.order_more),
-            ("POST", "/orders/{id}/item", re.compile(r"/orders/(\d+)/item"), self.change_item),
-            ("GET", "/report", re.compile(r"/report"), self.report),
-            ("GET", "/forgetful", re.compile(r"/forgetful"), self.forget_to_close),
-            ("GET", "/health", re.compile(r"/health"), self.health),
-        ]
+        self._routes: dict[tuple[str, str], Callable[..., Answer]] = {
+            ("GET", "/orders"): self.list_orders,
+            ("POST", "/orders"): self.place_order,
+            ("GET", "/orders/{id}"): self.show_order,
+            ("POST", "/orders/{id}/more"): self.order_more,
+            ("POST", "/orders/{id}/item"): self.change_item,
+            ("GET", "/report"): self.report,
+            ("GET", "/forgetful"): self.forget_to_close,
+            ("GET", "/health"): self.health,
+        }
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> list[bytes]:
         """Answer one request, inside a server span and with its id and route bound."""
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        status, answer = 404, {"error": f"there is no {method} {path}"}
-        for verb, route, pattern, handler in self._routes:
-            match = pattern.fullmatch(path)
+        status = HTTPStatus.NOT_FOUND
+        answer: Any = {"error": f"there is no {method} {path}"}
+        for (verb, route), handler in self._routes.items():
+            match = re.fullmatch(route.replace("{id}", r"(\d+)"), path)
             if match and verb == method:
                 request_id = environ.get("HTTP_X_REQUEST_ID") or uuid4().hex
                 with (
@@ -127,7 +127,7 @@ class OrderService:
                     span.set_attribute("http.route", route)
                     status, answer = handler(*match.groups())
                 break
-        start_response(STATUS[status], [("Content-Type", "application/json")])
+        start_response(f"{status.value} {status.phrase}", [("Content-Type", "application/json")])
         return [json.dumps(answer).encode()]
 
     def close(self) -> None:
@@ -141,52 +141,52 @@ class OrderService:
             yield session
         self.truth.count("orders", "success")
 
-    def list_orders(self) -> tuple[int, Any]:
+    def list_orders(self) -> Answer:
         """The newest orders. Reading: its transaction ends with the session, uncommitted."""
         with self._session() as session:
             orders = session.scalars(select(Order).order_by(Order.id.desc()).limit(20))
-            return 200, [{"id": order.id, "item": order.item} for order in orders]
+            return HTTPStatus.OK, [{"id": order.id, "item": order.item} for order in orders]
 
-    def place_order(self) -> tuple[int, Any]:
+    def place_order(self) -> Answer:
         """A new order, committed."""
         with self._session() as session:
             order = Order(item=random.choice(("tea", "coffee", "milk")), quantity=1)
             session.add(order)
             session.commit()
-            return 201, {"id": order.id}
+            return HTTPStatus.CREATED, {"id": order.id}
 
-    def show_order(self, order_id: str) -> tuple[int, Any]:
+    def show_order(self, order_id: str) -> Answer:
         """One order."""
         with self._session() as session:
             order = session.get(Order, int(order_id))
             if order is None:
-                return 404, {"error": "no such order"}
-            return 200, {"id": order.id, "item": order.item, "quantity": order.quantity}
+                return HTTPStatus.NOT_FOUND, {"error": "no such order"}
+            return HTTPStatus.OK, {"id": order.id, "item": order.item, "quantity": order.quantity}
 
-    def order_more(self, order_id: str) -> tuple[int, Any]:
+    def order_more(self, order_id: str) -> Answer:
         """One more or fewer of an order; what the database refuses is rolled back."""
         with self._session() as session:
             order = session.get(Order, int(order_id), with_for_update=True)
             if order is None:
                 session.rollback()
-                return 404, {"error": "no such order"}
+                return HTTPStatus.NOT_FOUND, {"error": "no such order"}
             order.quantity += random.choice((1, -1))
             try:
                 session.commit()
             except IntegrityError:
                 session.rollback()
-                return 409, {"error": "an order is of one at least"}
+                return HTTPStatus.CONFLICT, {"error": "an order is of one at least"}
             except StaleDataError:
                 session.rollback()
-                return 409, {"error": "somebody else has just changed it"}
-            return 200, {"quantity": order.quantity}
+                return HTTPStatus.CONFLICT, {"error": "somebody else has just changed it"}
+            return HTTPStatus.OK, {"quantity": order.quantity}
 
-    def change_item(self, order_id: str) -> tuple[int, Any]:
+    def change_item(self, order_id: str) -> Answer:
         """Another item for an order that a colleague changes meanwhile: who comes second loses."""
         with self._session() as session:
             order = session.get(Order, int(order_id))
             if order is None:
-                return 404, {"error": "no such order"}
+                return HTTPStatus.NOT_FOUND, {"error": "no such order"}
             with self._session() as colleague:
                 theirs = colleague.get_one(Order, int(order_id))
                 theirs.quantity += 1
@@ -197,21 +197,21 @@ class OrderService:
                 session.commit()
             except StaleDataError:
                 session.rollback()
-                return 409, {"error": "somebody else has just changed it"}
-            return 200, {"item": order.item}
+                return HTTPStatus.CONFLICT, {"error": "somebody else has just changed it"}
+            return HTTPStatus.OK, {"item": order.item}
 
-    def report(self) -> tuple[int, Any]:
+    def report(self) -> Answer:
         """How many orders there are, asked of a replica that is not always there."""
         try:
             with self.reports() as session:
                 total = session.scalar(select(func.count()).select_from(Order))
         except DBAPIError:
             self.truth.count("reports", "failure")
-            return UNAVAILABLE, {"error": "the replica does not answer"}
+            return HTTPStatus.SERVICE_UNAVAILABLE, {"error": "the replica does not answer"}
         self.truth.count("reports", "success")
-        return 200, {"orders": total}
+        return HTTPStatus.OK, {"orders": total}
 
-    def forget_to_close(self) -> tuple[int, Any]:
+    def forget_to_close(self) -> Answer:
         """A handler with a fault: its session is never closed, and is collected some time."""
         session = self.orders()
         total = session.scalar(select(func.count()).select_from(Order))
@@ -219,14 +219,14 @@ class OrderService:
         self.truth.count("orders", "leak")
         del session
         gc.collect()  # at once, so that the connection is not missed for long
-        return 200, {"orders": total}
+        return HTTPStatus.OK, {"orders": total}
 
-    def health(self) -> tuple[int, Any]:
+    def health(self) -> Answer:
         """A handler that makes a session and then has no use for it."""
         with self.orders():
             pass
         self.truth.count("orders", "unused")
-        return 200, {"status": "ok"}
+        return HTTPStatus.OK, {"status": "ok"}
 
 
 class QuietHandler(WSGIRequestHandler):
@@ -236,21 +236,8 @@ class QuietHandler(WSGIRequestHandler):
         """Say nothing."""
 
 
-class ThreadingServer(WSGIServer):
+class ThreadingServer(ThreadingMixIn, WSGIServer):
     """A thread for each request, as servers under a WSGI application have."""
 
     daemon_threads = True
     request_queue_size = 64
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own."""
-        work = threading.Thread(target=self._answer, args=(request, client_address), daemon=True)
-        work.start()
-
-    def _answer(self, request: Any, client_address: Any) -> None:
-        try:
-            self.finish_request(request, client_address)
-        except Exception:  # noqa: BLE001 - as socketserver's own threads do
-            self.handle_error(request, client_address)
-        finally:
-            self.shutdown_request(request)
