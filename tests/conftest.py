@@ -11,9 +11,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from reading import forget_everything
 from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from session_metrics_otel import faults
+from session_metrics_otel import faults, instrument, uninstrument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,6 +65,22 @@ def new_engine() -> Iterator[Callable[..., Engine]]:
 @pytest.fixture
 def engine(new_engine: Callable[..., Engine]) -> Engine:
     return new_engine()
+
+
+@pytest.fixture
+def instrumented(engine: Engine) -> Iterator[Callable[..., sessionmaker[Any]]]:
+    """Makes sessionmakers that are instrumented, with the options given, until the test is over."""
+    made = []
+
+    def make(**options: Any) -> sessionmaker[Any]:
+        maker = sessionmaker(engine)
+        instrument(maker, **options)
+        made.append(maker)
+        return maker
+
+    yield make
+    for maker in made:
+        uninstrument(maker)
 
 
 @pytest.fixture

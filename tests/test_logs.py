@@ -9,7 +9,6 @@ import pytest
 from opentelemetry import trace
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from session_metrics_otel import bind, instrument, metrics_for, uninstrument
@@ -44,11 +43,8 @@ def correlated():
 
 
 @pytest.fixture
-def orders(engine, provider):
-    maker = sessionmaker(engine)
-    instrument(maker, name="orders", tracer_provider=provider)
-    yield maker
-    uninstrument(maker)
+def orders(instrumented, provider):
+    return instrumented(name="orders", tracer_provider=provider)
 
 
 def ids(span):

@@ -9,9 +9,8 @@ from prometheus_client import REGISTRY
 from reading import value
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import sessionmaker
 
-from session_metrics_otel import SystemSessionMetrics, bind, instrument, uninstrument
+from session_metrics_otel import SystemSessionMetrics, bind
 from session_metrics_otel.catalog import CATALOG, Kind, label_name
 from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.otel_metrics import _HAS_ADVISORY, _HAS_CONTEXT, export_metrics
@@ -38,11 +37,8 @@ def exported(reader):
 
 
 @pytest.fixture
-def orders(engine, provider):
-    maker = sessionmaker(engine)
-    instrument(maker, name="orders", tracer_provider=provider)
-    yield maker
-    uninstrument(maker)
+def orders(instrumented, provider):
+    return instrumented(name="orders", tracer_provider=provider)
 
 
 def collected(reader):

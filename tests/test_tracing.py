@@ -5,6 +5,7 @@ import gc
 import hashlib
 import threading
 from datetime import datetime, timezone
+from functools import partial
 
 import pytest
 from opentelemetry import trace
@@ -15,7 +16,6 @@ from reading import counted, value
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from session_metrics_otel import bind, instrument, metrics_for, uninstrument
@@ -24,20 +24,10 @@ ONE = text("select 1")
 
 
 @pytest.fixture
-def make(engine):
+def make(instrumented):
     """Instruments a factory called ``traced`` with the options given."""
-    made = []
-
-    def make(**options):
-        maker = sessionmaker(engine)
-        # What is tested here is the session's own span.
-        instrument(maker, name="traced", **{"statement_spans": False, **options})
-        made.append(maker)
-        return maker
-
-    yield make
-    for maker in made:
-        uninstrument(maker)
+    # What is tested here is the session's own span.
+    return partial(instrumented, name="traced", statement_spans=False)
 
 
 def moves(span):

@@ -33,11 +33,8 @@ def _nothing_collected():
 
 
 @pytest.fixture
-def orders(engine):
-    maker = sessionmaker(engine)
-    instrument(maker, name="orders")
-    yield maker
-    uninstrument(maker)
+def orders(instrumented):
+    return instrumented(name="orders")
 
 
 def idle_at_once():

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from session_metrics_otel import instrument, uninstrument
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, sessionmaker
 
 
 class Base(DeclarativeBase):
@@ -33,13 +33,12 @@ class Versioned(Base):
 
 
 @pytest.fixture
-def orders(engine: Engine) -> Iterator[sessionmaker[Session]]:
+def orders(
+    engine: Engine, instrumented: Callable[..., sessionmaker[Session]]
+) -> sessionmaker[Session]:
     """An instrumented factory called ``orders``, with tables to write to."""
     Base.metadata.create_all(engine)
-    maker = sessionmaker(engine)
-    instrument(maker, name="orders")
-    yield maker
-    uninstrument(maker)
+    return instrumented(name="orders")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 
 import pytest
 from hooks.conftest import Base, Order
@@ -32,20 +33,10 @@ def tracer(provider):
 
 
 @pytest.fixture
-def traced(engine, provider):
+def traced(engine, instrumented, provider):
     """Instruments a factory called ``traced``, with the options given."""
     Base.metadata.create_all(engine)
-    made = []
-
-    def make(**options):
-        maker = sessionmaker(engine)
-        instrument(maker, name="traced", **{"tracer_provider": provider, **options})
-        made.append(maker)
-        return maker
-
-    yield make
-    for maker in made:
-        uninstrument(maker)
+    return partial(instrumented, name="traced", tracer_provider=provider)
 
 
 def tree(spans):

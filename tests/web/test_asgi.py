@@ -20,6 +20,11 @@ except ImportError:
     pytest.skip("the frameworks are not installed", allow_module_level=True)
 
 
+@pytest.fixture
+def maker(instrumented):
+    return instrumented(name="orders")
+
+
 async def get(app: Any, path: str, **headers: str) -> Any:
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:

@@ -12,6 +12,11 @@ from session_metrics_otel.web.wsgi import BindingMiddleware
 flask = pytest.importorskip("flask")
 
 
+@pytest.fixture
+def maker(instrumented):
+    return instrumented(name="orders")
+
+
 def seen(maker):
     with maker() as session:
         session.execute(text("select 1"))
