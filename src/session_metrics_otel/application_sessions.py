@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from . import catalog
-from .base import BaseSessionMetrics
+from .base import BaseSessionMetrics, iso
 from .catalog import DEFAULT_FACTORY, OTHER
 from .ledger import LEDGER
 from .series import Bounded
@@ -121,10 +121,9 @@ class SystemSessionMetrics(BaseSessionMetrics):
     def to_dict(self) -> dict[str, Any]:
         """Everything there is to know, ready for JSON: times in ISO 8601 form."""
         return {
-            item.name: value.isoformat() if isinstance(value, datetime) else value
+            item.name: iso(getattr(self, item.name))
             for item in fields(self)
             if not item.name.startswith("_")
-            for value in (getattr(self, item.name),)
         }
 
     def _turn_day(self) -> None:

@@ -138,8 +138,8 @@ class RequestScopedSessionFactory(Generic[S]):
 
     def get_pool_metrics(self) -> ConnectionPoolMetrics:
         """What ``/metrics`` says of this factory now, as one record."""
-        snapshot = LEDGER.snapshot()
-        mine = {
+        snapshot: Any = LEDGER.snapshot()
+        mine: Any = {
             metric: {
                 labels[1:]: value for labels, value in series.items() if labels[0] == self.name
             }
@@ -148,8 +148,8 @@ class RequestScopedSessionFactory(Generic[S]):
         closed = 0.0
         for (origin, target), count in mine[catalog.SESSION_TRANSITIONS].items():
             ended, began_again = target == SessionState.CLOSED, origin == SessionState.CLOSED
-            closed += (ended - began_again) * count  # type: ignore[operator]
-        active = sum(mine[catalog.SESSIONS].values())  # type: ignore[arg-type]
+            closed += (ended - began_again) * count
+        active = sum(mine[catalog.SESSIONS].values())
         pool_name = self._pool_name()
         if pool_name is None:  # sessions that choose their engine: what they met themselves
             timeouts = mine[catalog.SESSION_ERRORS].get((POOL_TIMEOUT,), 0)
@@ -159,10 +159,10 @@ class RequestScopedSessionFactory(Generic[S]):
             active_sessions=int(active),
             total_sessions_created=int(active + closed),
             sessions_closed=int(closed),
-            pool_exhaustion_events=int(timeouts),  # type: ignore[arg-type]
-            leaked_sessions=int(sum(mine[catalog.SESSION_LEAKS].values())),  # type: ignore[arg-type]
+            pool_exhaustion_events=int(timeouts),
+            leaked_sessions=int(sum(mine[catalog.SESSION_LEAKS].values())),
             avg_session_lifetime_ms=_mean(mine[catalog.SESSION_DURATION].get(())) * 1000,
-            peak_concurrent_sessions=int(mine[catalog.SESSION_PEAK].get((), 0)),  # type: ignore[arg-type]
+            peak_concurrent_sessions=int(mine[catalog.SESSION_PEAK].get((), 0)),
             last_pool_exhaustion=max(
                 (
                     datetime.fromisoformat(report["last_at"])

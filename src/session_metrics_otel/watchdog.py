@@ -198,10 +198,9 @@ def _work_of(record: DatabaseSessionMetrics) -> tuple[str, str, str]:
 
 def _close_session_of(record: DatabaseSessionMetrics) -> None:
     # SQLAlchemy's own register, which close_all_sessions() goes by; a record knows no session.
-    for session in alive(_sessions.valuerefs()):
-        if attached_record(session) is record:
-            break
-    else:
+    sessions = alive(_sessions.valuerefs())
+    session = next((found for found in sessions if attached_record(found) is record), None)
+    if session is None:
         return
     if getattr(record, "statement_ended", None) is None or _is_for_asyncio(session):
         return  # another thread is inside its driver, or only its event loop may close it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -104,10 +105,10 @@ def run(options: argparse.Namespace) -> None:
         print(f"Spans:    {os.environ.get('OTEL_EXPORTER_OTLP_ENDPOINT') or _NO_SPANS}")
         print("Stop with Ctrl-C.", flush=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        traffic = threading.Thread(target=_drive, args=(server.server_port, options, stop))
+        traffic = threading.Thread(target=_drive, args=(server.server_port, options, service, stop))
         traffic.start()
         try:
-            _watch(options, service, stop, traffic)
+            _watch(options, stop, traffic)
         finally:
             stop.set()
             traffic.join()
@@ -161,21 +162,26 @@ def _send_spans() -> Any:
     return provider
 
 
-def _drive(port: int, options: argparse.Namespace, stop: threading.Event) -> None:
-    """Send requests until told to stop, or until there were enough."""
-    for sent, (method, path) in enumerate(_requests()):
-        if sent == options.requests or stop.wait(random.expovariate(options.rate)):
-            return
-        connection = HTTPConnection(HOST, port, timeout=30)
-        try:
-            connection.request(method, path, headers={"X-Request-Id": f"request-{sent}"})
-            connection.getresponse().read()
-        except OSError:
-            if stop.is_set():
+def _drive(
+    port: int, options: argparse.Namespace, service: OrderService, stop: threading.Event
+) -> None:
+    """Send requests until told to stop or there were enough; then write what they came to."""
+    try:
+        for sent, (method, path) in enumerate(_requests()):
+            if sent == options.requests or stop.wait(random.expovariate(options.rate)):
                 return
-            raise
-        finally:
-            connection.close()
+            connection = HTTPConnection(HOST, port, timeout=30)
+            try:
+                connection.request(method, path, headers={"X-Request-Id": f"request-{sent}"})
+                connection.getresponse().read()
+            except OSError:
+                if stop.is_set():
+                    return
+                raise
+            finally:
+                connection.close()
+    finally:
+        _write_truth(options, service)
 
 
 def _requests() -> Iterator[tuple[str, str]]:
@@ -186,29 +192,17 @@ def _requests() -> Iterator[tuple[str, str]]:
         yield method, path
 
 
-def _watch(
-    options: argparse.Namespace,
-    service: OrderService,
-    stop: threading.Event,
-    traffic: threading.Thread,
-) -> None:
-    """Draw the summary every second until it is time to stop."""
-    ends = time.monotonic() + options.seconds if options.seconds is not None else None
-    told = False
-    while not stop.wait(1 if ends is None else min(1, max(0, ends - time.monotonic()))):
+def _watch(options: argparse.Namespace, stop: threading.Event, traffic: threading.Thread) -> None:
+    """Draw the summary every second until it is time to stop, and once more when all is done."""
+    ends = math.inf if options.seconds is None else time.monotonic() + options.seconds
+    while not stop.wait(min(1, max(0, ends - time.monotonic()))):
         if sys.stdout.isatty():
             print(f"\r{summary():<100}", end="", flush=True)
-        if not told and not traffic.is_alive():
-            told = True
-            _write_truth(options, service)
-        if ends is not None and time.monotonic() >= ends:
+        if time.monotonic() >= ends:
             break
-    traffic_left = traffic.is_alive()
     stop.set()
     traffic.join()
     print(f"\n{summary()}" if sys.stdout.isatty() else summary())
-    if traffic_left or not told:
-        _write_truth(options, service)
 
 
 def _write_truth(options: argparse.Namespace, service: OrderService) -> None:

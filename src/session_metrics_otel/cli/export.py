@@ -60,13 +60,12 @@ def _add(
 
 def export_dashboards(options: argparse.Namespace) -> None:
     """Write the dashboards to a folder."""
+    chosen = {"datasource": options.datasource, "job": options.job}
     for file in _files("dashboards", "*.json"):
         board = json.loads(file.read_text())
         for variable in board["templating"]["list"]:
-            if variable["name"] == "datasource" and options.datasource:
-                _choose(variable, options.datasource)
-            if variable["name"] == "job" and options.job:
-                _choose(variable, options.job)
+            if value := chosen.get(variable["name"]):
+                variable["current"] = {"selected": True, "text": value, "value": value}
         _write(options.folder, file.name, json.dumps(board, indent=2) + "\n")
 
 
@@ -90,10 +89,6 @@ def of_job(rules: str, job: str) -> str:
         return f"{name}{{{matcher}," if brace else f"{name}{{{matcher}}}"
 
     return series.sub(restrict, rules)
-
-
-def _choose(variable: dict[str, Any], value: str) -> None:
-    variable["current"] = {"selected": True, "text": value, "value": value}
 
 
 def _files(kind: str, pattern: str) -> list[Path]:
