@@ -30,6 +30,17 @@ def make(instrumented):
     return partial(instrumented, name="traced", statement_spans=False)
 
 
+def served(spans, factory):
+    """For each session's span: the name of the request's that it is below, and its request id."""
+    found = spans.get_finished_spans()
+    names = {span.context.span_id: span.name for span in found}
+    return sorted(
+        (names[span.parent.span_id], span.attributes["sqlalchemy.session.request_id"])
+        for span in found
+        if span.name == f"session {factory}"
+    )
+
+
 def moves(span):
     return [
         (event.attributes["from"], event.attributes["to"])
@@ -165,13 +176,7 @@ class TestParents:
 
         asyncio.run(work())
         uninstrument(maker)
-        found = spans.get_finished_spans()
-        requests = {s.context.span_id: s.name for s in found if s.name.startswith("request")}
-        sessions = [span for span in found if span.name == "session async"]
-        assert len(sessions) == 10
-        for span in sessions:
-            request_id = span.attributes["sqlalchemy.session.request_id"]
-            assert requests[span.parent.span_id] == f"request {request_id}"
+        assert served(spans, "async") == [(f"request {n}", str(n)) for n in range(10)]
 
     def test_threads_have_each_their_own(self, make, provider, spans):
         maker = make(tracer_provider=provider)
@@ -188,13 +193,7 @@ class TestParents:
             thread.start()
         for thread in threads:
             thread.join()
-        found = spans.get_finished_spans()
-        requests = {s.context.span_id: s.name for s in found if s.name.startswith("request")}
-        sessions = [span for span in found if span.name == "session traced"]
-        assert len(sessions) == 8
-        for span in sessions:
-            request_id = span.attributes["sqlalchemy.session.request_id"]
-            assert requests[span.parent.span_id] == f"request {request_id}"
+        assert served(spans, "traced") == [(f"request {n}", str(n)) for n in range(8)]
 
 
 class TestModes:
