@@ -32,11 +32,18 @@ class Demo:
 
 @contextmanager
 def demo_running(
-    folder: Path, *, requests: int, environment: dict[str, str] | None = None
+    folder: Path,
+    *,
+    requests: int,
+    environment: dict[str, str] | None = None,
+    program: str = "session_metrics_otel",
 ) -> Iterator[Demo]:
-    """The demo on free ports, with its traffic ending after ``requests``."""
+    """The demo on free ports, with its traffic ending after ``requests``.
+
+    ``program`` is the module that is run: its command line is the demo's.
+    """
     truth = folder / "truth.json"
-    command = [sys.executable, "-u", "-m", "session_metrics_otel", "demo"]
+    command = [sys.executable, "-u", "-m", program, "demo"]
     command += ["--port", "0", "--metrics-port", "0", "--rate", "60", "--seed", "7"]
     command += ["--requests", str(requests), "--truth", str(truth)]
     log = folder / "demo.log"

@@ -1,0 +1,181 @@
+"""The OTLP way: the files in deploy/collector, run by a real Collector and a real Prometheus.
+
+Two processes of one service push to the Collector. The same Prometheus scrapes both directly too,
+and has to have the same of them by either way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+import yaml
+from grafana.expressions import DASHBOARDS, RULES, Expression, of_dashboard
+
+from servers.collector_server import CONFIGURATION, Collector, collector_running
+from servers.demo_process import Demo, demo_running
+from servers.prometheus_server import Prometheus, prometheus_with
+from servers.test_dashboards import asked
+from session_metrics_otel.catalog import CATALOG
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from servers.jaeger_server import Jaeger, Span
+
+SERVICE = "pushing-service"
+INSTANCES = ("shop-1", "shop-2")
+REQUESTS = 200
+NAMES = sorted(name for metric in CATALOG for name in metric.sample_names)
+# Those that differ from one look to the next.
+AGES = {"sqlalchemy_session_oldest_age_seconds"}
+# What the demo may end without: it has no such faults, or none by chance.
+WITHOUT_SERIES = (
+    "application_session",
+    "db_client_response_returned_rows",  # SQLite does not say
+    "sqlalchemy_session_leaks",
+    "sqlalchemy_session_repeated_statements",
+    "sqlalchemy_session_telemetry_faults",
+)
+PANELS = [found for file in DASHBOARDS for found in of_dashboard(file)]
+TESTS = Path(__file__).parents[1]
+
+
+class Shop(NamedTuple):
+    prometheus: Prometheus
+    truths: dict[str, dict[str, int]]
+
+
+def prometheus_configuration(collector: Collector, demos: dict[str, Demo]) -> str:
+    """That of deploy/collector by the test's addresses, and beside it the direct way."""
+    text = CONFIGURATION.with_name("prometheus.yml").read_text()
+    configuration = yaml.safe_load(text.replace("collector:9464", collector.metrics))
+    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    configuration["rule_files"] = [str(RULES)]
+    direct = [
+        {"targets": [demo.metrics], "labels": {"instance": instance}}
+        for instance, demo in demos.items()
+    ]
+    configuration["scrape_configs"].append({"job_name": "direct", "static_configs": direct})
+    return yaml.safe_dump(configuration)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, jaeger: Jaeger) -> Iterator[Shop]:
+    with ExitStack() as servers:
+        collector = servers.enter_context(
+            collector_running(tmp_path_factory.mktemp("collector"), jaeger.otlp_grpc)
+        )
+        demos = {}
+        for instance in INSTANCES:
+            environment = {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": collector.otlp,
+                "OTEL_SERVICE_NAME": SERVICE,
+                "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={instance}",
+                "OTEL_METRIC_EXPORT_INTERVAL": "2000",
+                "OTEL_BSP_SCHEDULE_DELAY": "200",
+                "PYTHONPATH": str(TESTS),
+            }
+            demos[instance] = servers.enter_context(
+                demo_running(
+                    tmp_path_factory.mktemp(instance),
+                    requests=REQUESTS,
+                    environment=environment,
+                    program="servers.pushing_demo",
+                )
+            )
+        prometheus = servers.enter_context(
+            prometheus_with(
+                prometheus_configuration(collector, demos), tmp_path_factory.mktemp("prometheus")
+            )
+        )
+        truths = {instance: demo.truth() for instance, demo in demos.items()}
+        sessions = 'sum by (instance) (sqlalchemy_session_creations_total{job="%s"})'
+        for instance, truth in truths.items():
+            ended = sum(count for name, count in truth.items() if name != "orders.leak")
+            for job in ("direct", SERVICE):
+                prometheus.wait_for(
+                    f"{sessions % job} == {ended} and on (instance) "
+                    f'group by (instance) (sqlalchemy_sessions{{instance="{instance}"}})',
+                    lambda count, ended=ended: count == ended,
+                )
+        # No series comes after this, and a rate takes two scrapes of each.
+        enough = time.time() + 2
+        prometheus.wait_for("min(timestamp(up))", lambda at: at is not None and at > enough)
+        yield Shop(prometheus, truths)
+
+
+def series(prometheus: Prometheus, name: str, job: str) -> dict[frozenset[tuple[str, str]], float]:
+    """The value of each series of ``name``, by its labels except for ``job``."""
+    rows = prometheus.query(f'{name}{{job="{job}"}}')
+    return {frozenset(row.items() - {("job", job)}): value for row, value in rows}
+
+
+def test_the_collector_shows_the_names_labels_and_values_of_a_direct_scrape(shop: Shop) -> None:
+    pushed = {name: series(shop.prometheus, name, SERVICE) for name in NAMES}
+    scraped = {name: series(shop.prometheus, name, "direct") for name in NAMES}
+    unseen = {name for name in NAMES if not scraped[name]}
+    assert {name for name in unseen if not name.startswith(WITHOUT_SERIES)} == set()
+    for name in NAMES:
+        assert set(pushed[name]) == set(scraped[name]), name
+        if name not in AGES:
+            assert pushed[name] == pytest.approx(scraped[name]), name
+
+
+def test_every_count_behind_the_collector_is_the_services_own(shop: Shop) -> None:
+    counted = {
+        (row["instance"], f"{row['factory']}.{row['outcome']}"): value
+        for row, value in shop.prometheus.query(
+            "sum by (instance, factory, outcome) "
+            f'(sqlalchemy_session_creations_total{{job="{SERVICE}"}}) > 0'
+        )
+    }
+    assert counted == {
+        (instance, name): count
+        for instance, truth in shop.truths.items()
+        for name, count in truth.items()
+        if name != "orders.leak" and count
+    }
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.where)
+def test_a_panel_shows_of_pushed_series_what_it_shows_of_scraped_ones(
+    shop: Shop, panel: Expression
+) -> None:
+    now = time.time()
+    # All of the traffic, whenever this is asked; and not only what rose between two scrapes, which
+    # are not the same two by either way.
+    text = panel.text.replace("$__rate_interval", "5m").replace(" > 0", "")
+
+    def shown(job: str) -> set[frozenset[tuple[str, str]]]:
+        rows = shop.prometheus.query(asked(text.replace("$job", job)), time=now)
+        return {frozenset(row.items() - {("job", job)}) for row, _ in rows}
+
+    assert shown(SERVICE) == shown("direct")
+
+
+def test_the_spans_reach_jaeger_through_the_collector(shop: Shop, jaeger: Jaeger) -> None:
+    expected = Counter[str]()
+    for truth in shop.truths.values():
+        expected["session orders"] += truth["orders.success"]
+        expected["session reports"] += truth["reports.success"] + truth["reports.failure"]
+
+    def sessions(spans: list[Span]) -> Counter[str]:
+        return Counter(span.name for span in spans if span.name.startswith("session "))
+
+    jaeger.wait_for_spans(SERVICE, lambda spans: sessions(spans) == expected)
+
+
+def test_an_exemplar_goes_through_the_collector(shop: Shop, jaeger: Jaeger) -> None:
+    now = time.time()
+    pushed = f'sqlalchemy_session_duration_seconds_bucket{{job="{SERVICE}"}}'
+    found = shop.prometheus.exemplars(pushed, now - 3600, now)
+    exemplars = [exemplar["labels"] for row in found for exemplar in row["exemplars"]]
+    assert exemplars
+    for labels in exemplars:
+        spans = {span.span_id: span for span in jaeger.trace(labels["trace_id"])}
+        assert spans[labels["span_id"]].name.startswith("session ")
