@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from reading import shown
-from sqlalchemy import Column, Integer, MetaData, Table, select, text
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, select, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
@@ -138,6 +139,20 @@ def test_two_pools_of_one_name_have_a_report_each_with_its_own_holders(starved):
         (report["pool"], report["timeouts"], [holder["request_id"] for holder in report["holders"]])
         for report in exhaustion_reports()
     ] == [("sqlite/", 2, ["r-1"]), ("sqlite/", 2, ["r-2"])]
+
+
+def test_a_wrapper_of_the_usual_instrumentation_is_not_who_took_the_connection(
+    starved, monkeypatch
+):
+    wrapper = "lambda connect: lambda *given: connect(*given)"
+    file = str(Path("site-packages", "opentelemetry", "instrumentation", "sqlalchemy", "engine.py"))
+    monkeypatch.setattr(Engine, "connect", eval(compile(wrapper, file, "eval"))(Engine.connect))
+    engine = starved()
+    with engine.connect():
+        ask_in_vain(engine)
+    (report,) = exhaustion_reports()
+    (holder,) = report["holders"]
+    assert holder["taken_at"].startswith(f"{__file__}:")
 
 
 def test_the_last_twenty_are_kept(starved, monkeypatch):

@@ -19,6 +19,8 @@ Place = tuple[CodeType, int]
 _OURS = Path(__file__).parent.parent
 _INSIDE = (str(Path(sqlalchemy.__file__).parent), str(_OURS))
 _APPLICATIONS = str(_OURS / "cli")  # the demo is one
+# Beside ours it wraps `Engine.connect`, and would seem to be who takes each connection.
+_INSTRUMENTATION = str(Path("opentelemetry", "instrumentation"))
 
 # Files by whether they are SQLAlchemy's or ours: a frame's file name is looked up, not compared.
 _is_inside: dict[str, bool] = {}
@@ -115,6 +117,7 @@ def _is_code_inside(frame: Any) -> bool:
     file = frame.f_code.co_filename
     if file.startswith("<"):  # made when it ran: SQLAlchemy makes wrappers in no named module
         return str(frame.f_globals.get("__name__", "sqlalchemy")).startswith("sqlalchemy")
-    inside = file.startswith(_INSIDE) and not file.startswith(_APPLICATIONS)
+    ours_or_sqlalchemys = file.startswith(_INSIDE) and not file.startswith(_APPLICATIONS)
+    inside = ours_or_sqlalchemys or _INSTRUMENTATION in file
     _is_inside[file] = inside
     return inside
