@@ -1,8 +1,8 @@
-"""Incident 5: NullPool, as one has it behind a proxy: only the server bounds the connections.
+"""Incident 5: NullPool, as one has it behind a proxy: only that bounds the connections.
 
-    python examples/incidents/null_pool.py --broken --database postgresql+asyncpg://...
+    python examples/incidents/null_pool.py --broken --database postgresql+psycopg://...
 
-The user of the database may have fewer connections than ``AT_ONCE``: the server refuses the rest.
+A PgBouncer that pools transactions takes fewer clients than ``AT_ONCE``: it refuses the rest.
 """
 
 import asyncio
@@ -26,10 +26,14 @@ async def carrier_label(item: str) -> str:
 
 def application(setting: Setting) -> FastAPI:
     app = FastAPI()
+    # The next transaction may get another connection, which has not prepared this one's statements.
+    proxied = {"prepare_threshold": None}
     if setting.mended:
-        engine = create_async_engine(setting.database, pool_size=CONNECTIONS, max_overflow=0)
+        engine = create_async_engine(
+            setting.database, connect_args=proxied, pool_size=CONNECTIONS, max_overflow=0
+        )
     else:
-        engine = create_async_engine(setting.database, poolclass=NullPool)
+        engine = create_async_engine(setting.database, connect_args=proxied, poolclass=NullPool)
     new_session = async_sessionmaker(engine)
     instrument(new_session, name="orders")
     app.router.on_shutdown.append(engine.dispose)
@@ -51,7 +55,7 @@ def application(setting: Setting) -> FastAPI:
 
 
 async def traffic(users: Traffic) -> None:
-    """More at once than the server has connections for."""
+    """More at once than the proxy has connections for."""
     await users.burst(AT_ONCE, "POST", "/orders/1/ship")
 
 

@@ -69,7 +69,7 @@ class Postgres:
         log = self.folder / "postgres.log"
         with log.open("ab") as out:
             self._process = subprocess.Popen(
-                command, cwd=self.folder, stdout=out, stderr=subprocess.STDOUT, **_unprivileged()
+                command, cwd=self.folder, stdout=out, stderr=subprocess.STDOUT, **unprivileged()
             )
         ready = [str(BINARIES / "pg_isready"), "-q", "-h", HOST, "-p", str(self.port)]
         wait_until_ready(
@@ -104,8 +104,8 @@ class Postgres:
             self._process.wait()
 
 
-def _unprivileged() -> dict[str, Any]:
-    """What has subprocess run a command as a user that PostgreSQL accepts: it refuses root."""
+def unprivileged() -> dict[str, Any]:
+    """What has subprocess run a command as a user that is not root, whom PostgreSQL refuses."""
     if os.geteuid() != 0:
         return {}
     return {"user": USER, "group": USER, "extra_groups": []}
@@ -139,7 +139,7 @@ def postgres_running() -> Iterator[Postgres]:
         initdb = [str(BINARIES / "initdb"), "-D", str(folder / "data"), "--no-sync"]
         initdb += ["--auth=trust", f"--username={USER}", "--encoding=UTF8", "--locale=C"]
         made = subprocess.run(
-            initdb, cwd=folder, capture_output=True, text=True, check=False, **_unprivileged()
+            initdb, cwd=folder, capture_output=True, text=True, check=False, **unprivileged()
         )
         assert made.returncode == 0, made.stdout + made.stderr
         server = Postgres(folder, _port())

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import make_url
 
 from servers.incident_process import Incident, incident_running
+from servers.pgbouncer_server import pgbouncer_running
 from servers.processes import wait_for
 
 if TYPE_CHECKING:
@@ -71,18 +72,21 @@ INCIDENTS = {
         frozenset({MULTIPLY}),
     ),
 }  # fmt: skip
-CONNECTION_LIMITS = {"cancelled_in_rollback": 20, "null_pool": 10}  # those that need PostgreSQL
+ON_POSTGRESQL = {"cancelled_in_rollback": "asyncpg", "null_pool": "psycopg"}
+PROXY = 10  # connections of the PgBouncer that null_pool is behind
 CANCELLED_POOL = 15  # SQLAlchemy's default: 5 connections, and 10 more
 
 
-def database_for(postgres: Postgres, name: str, how: str) -> str:
-    """The URL of a database and a user of its own, where the program needs PostgreSQL."""
-    if name not in CONNECTION_LIMITS:
+def database_for(postgres: Postgres, name: str, how: str, servers: ExitStack) -> str:
+    """The URL of a database of its own, where the program needs PostgreSQL."""
+    if name not in ON_POSTGRESQL:
         return ""
-    own, limit = f"{name}_{how}", CONNECTION_LIMITS[name]
-    postgres.execute(f"CREATE ROLE {own} LOGIN CONNECTION LIMIT {limit}", database="postgres")
-    postgres.execute(f"CREATE DATABASE {own} OWNER {own}", database="postgres")
-    url = make_url(postgres.url("asyncpg")).set(username=own, database=own)
+    own = f"{name}_{how}"
+    postgres.execute(f"CREATE DATABASE {own}", database="postgres")
+    url = make_url(postgres.url(ON_POSTGRESQL[name])).set(database=own)
+    if name == "null_pool":
+        proxy = pgbouncer_running(postgres, own, connections=PROXY)
+        url = url.set(port=servers.enter_context(proxy))
     return url.render_as_string(hide_password=False)
 
 
@@ -97,7 +101,7 @@ def running(
             (name, how): programs.enter_context(
                 incident_running(
                     name, how, folder, seconds=SECONDS,
-                    database=database_for(postgres_cluster, name, how),
+                    database=database_for(postgres_cluster, name, how, programs),
                 )
             )
             for name in INCIDENTS
@@ -210,16 +214,26 @@ def test_backends_sit_idle_in_transaction_where_clean_up_is_cancelled(
 
 
 def test_every_connection_is_counted_where_no_pool_keeps_any(
-    running: dict[tuple[str, str], Incident], prometheus: Prometheus
+    running: dict[tuple[str, str], Incident], prometheus: Prometheus, postgres_cluster: Postgres
 ) -> None:
     assert running
+
+    def held_by_the_proxy() -> int:
+        """Connections that it shares only once their transactions end."""
+        ((count,),) = postgres_cluster.execute(
+            "select count(*) from pg_stat_activity where state = 'idle in transaction'"
+            " and datname = 'null_pool_broken'",
+            database="postgres",
+        )
+        return int(count)
+
+    wait_for(held_by_the_proxy, PROXY.__eq__, "the proxy to have no connection left")
     used = 'db_client_connection_count{job="null_pool-broken",db_client_connection_state="used"}'
-    prometheus.wait_for(f"max_over_time({used}[5m])", lambda n: n == CONNECTION_LIMITS["null_pool"])
+    prometheus.wait_for(f"max_over_time({used}[5m])", lambda n: n == PROXY)
     created = 'db_client_connection_create_time_seconds_count{{job="null_pool-{}"}}'
     prometheus.wait_for(created.format("broken"), lambda n: n is not None and n > 20)
     refused = 'sum(sqlalchemy_session_creations_total{{job="null_pool-{}",outcome="failure"{}}})'
-    # What SQLAlchemy makes of asyncpg's own TooManyConnectionsError.
-    prometheus.wait_for(refused.format("broken", ',error_type="Error"'), bool)
+    prometheus.wait_for(refused.format("broken", ',error_type="OperationalError"'), bool)
 
     done = 'sqlalchemy_session_creations_total{job="null_pool-mended",outcome="success"}'
     prometheus.wait_for(done, lambda n: n is not None and n > 20)
