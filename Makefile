@@ -41,7 +41,7 @@ servers: .venv/ready  ## Tests against a real Prometheus, Jaeger and PostgreSQL
 	$(DEV)/python -m pytest tests/servers -p no:xdist $(ARGS)
 
 incidents: .venv/ready  ## Real outages, each with the culprit that is named, the signal and the seconds it took
-	$(DEV)/python -m pytest tests/servers/test_incidents.py tests/servers/test_recycled_workers.py -p no:xdist -q -s $(ARGS)
+	$(DEV)/python -m pytest tests/servers/test_incidents.py tests/servers/test_recycled_workers.py tests/servers/test_usual_instrumentation.py -p no:xdist -q -s $(ARGS)
 
 bench: .venv/ready  ## The figures in the README, measured here
 	@test -f benchmarks/run.py || { echo "benchmarks/run.py is not there yet"; exit 1; }

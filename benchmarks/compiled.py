@@ -13,7 +13,8 @@ from pathlib import Path
 
 import sampling
 from peers import BARE, METRICS
-from run import ROOT, SQLALCHEMYS, environment
+from run import ROOT, SQLALCHEMYS
+from usual_instrumentation import environment
 
 MODULES = (
     "hooks/observed_record",
@@ -40,7 +41,7 @@ setup(
 
 def main() -> None:
     """Print both, beside the bare session."""
-    python = environment(SQLALCHEMYS[0])
+    python = environment("bench", SQLALCHEMYS[0])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "src"
         shutil.copytree(ROOT / "src", folder)

@@ -22,9 +22,9 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
 import sampling  # noqa: E402
 from figures import single, table  # noqa: E402
-from make_venv import make, read_pins  # noqa: E402
 from peers import BARE, EVERYWHERE, FEW, MANY, METRICS, PEERS, REPEATS  # noqa: E402
 from single import SINGLE  # noqa: E402
+from usual_instrumentation import environment  # noqa: E402
 from works import ON_POSTGRESQL, WORKS  # noqa: E402
 
 if TYPE_CHECKING:
@@ -32,31 +32,6 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / "benchmarks" / "results.json"
 SQLALCHEMYS = ("2.1.9", "2.0.58")
-# The newest there is of the usual instrumentation wants its siblings of the same day.
-PINS = {
-    "opentelemetry-api": "1.45.1",
-    "opentelemetry-instrumentation": "0.66b1",
-    "opentelemetry-instrumentation-sqlalchemy": "0.66b1",
-    "opentelemetry-sdk": "1.45.1",
-    "opentelemetry-semantic-conventions": "0.66b1",
-}
-
-
-def environment(version: str) -> Path:
-    """The interpreter of an environment with that SQLAlchemy, made where there is none."""
-    folder = ROOT / f".venv-bench-{version}"
-    python = folder / "bin" / "python"
-    pins = read_pins(ROOT / "constraints.txt") | PINS | {"sqlalchemy": version}
-    text = "".join(f"{name}=={pinned}\n" for name, pinned in pins.items())
-    made_of = folder / "made-of.txt"
-    if not made_of.exists() or made_of.read_text() != text:
-        print(f"Setting up {folder.name} ...", file=sys.stderr, flush=True)
-        constraints = ROOT / f".venv-bench-{version}.txt"
-        constraints.write_text(text)
-        make(folder, groups=["bench"], extras=[], constraints=constraints)
-        constraints.unlink()
-        made_of.write_text(text)
-    return python
 
 
 @contextmanager
@@ -82,7 +57,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     }
     with postgresql() as server:
         for version in SQLALCHEMYS:
-            python = environment(version)
+            python = environment("bench", version)
             for work in WORKS:
                 if (work in ON_POSTGRESQL and server is None) or (
                     version != SQLALCHEMYS[0] and work != "session"
@@ -108,7 +83,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
 
 def measure_single() -> dict[str, dict[str, float]]:
     """What is measured once."""
-    python, found = environment(SQLALCHEMYS[0]), {}
+    python, found = environment("bench", SQLALCHEMYS[0]), {}
     for name in SINGLE:
         print(f"{name} ...", file=sys.stderr, flush=True)
         command = [str(python), str(ROOT / "benchmarks" / "single.py"), name]

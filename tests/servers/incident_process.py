@@ -72,14 +72,25 @@ class Incident:
 
 @contextmanager
 def incident_running(
-    name: str, how: str, folder: Path, *, seconds: float, database: str = ""
+    name: str,
+    how: str,
+    folder: Path,
+    *,
+    seconds: float,
+    database: str = "",
+    usual: Path | None = None,
 ) -> Iterator[Incident]:
     """``name``, ``how`` is ``broken`` or ``mended``, with traffic for so many seconds.
 
-    ``database`` is the URL of a PostgreSQL's database, for a program that needs one.
+    ``database`` is the URL of a PostgreSQL's database, for a program that needs one. ``usual`` is
+    the interpreter that has the usual instrumentation, to be run beside ours.
     """
     port = free_port()
-    command = [sys.executable, "-u", str(PROGRAMS / f"{name}.py"), f"--{how}"]
+    command = [sys.executable, "-u", str(PROGRAMS / f"{name}.py")]
+    if usual is not None:
+        spans = folder / f"{name}.jsonl"
+        command = [str(usual), "-u", str(PROGRAMS / "usual.py"), str(spans), name]
+    command += [f"--{how}"]
     command += ["--port", str(port), "--seconds", str(seconds)]
     command += ["--database", database] if database else []
     log = folder / f"{name}-{how}.log"
