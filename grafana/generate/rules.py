@@ -157,6 +157,14 @@ ALERTS = [
         wait="5m",
     ),
     _alert(
+        "SessionCountersReset",
+        # A deployment resets them once. Whichever worker answers shows less at every other scrape.
+        f"max by (job, instance) (resets({_CREATIONS}[15m])) >= 5",
+        "ticket",
+        "The counters of {{ $labels.instance }} in {{ $labels.job }} go back again and again: one "
+        "worker at random answers each scrape, or the process keeps restarting. No rate is right.",
+    ),
+    _alert(
         "SessionTelemetryFaults",
         # The series is new with the first fault: no increase tells of that one.
         f"sum by (job, component) (increase({_FAULTS}[1h])) > 0 "

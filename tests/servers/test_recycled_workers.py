@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 
 from servers.incident_process import PROGRAMS
 from servers.processes import HOST, free_port, running, wait_for
+from servers.test_incidents import RULES, firing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +49,9 @@ def test_totals_are_exact_once_it_is_mended(
     prometheus_server: StartPrometheus,
     request: pytest.FixtureRequest,
 ) -> None:
-    prometheus: Prometheus = prometheus_server({how: logs[how][0] for how in HOW})
+    targets = {how: logs[how][0] for how in HOW}
+    prometheus: Prometheus = prometheus_server(targets, rule_files=[RULES])
+    began = time.time()
     truth = {how: sold(log) for how, (_, log) in logs.items()}
     assert truth == dict.fromkeys(HOW, 300)
 
@@ -59,10 +63,30 @@ def test_totals_are_exact_once_it_is_mended(
     assert highest is not None
     assert highest <= 25
 
+    # Nobody buys any more. One worker at random still looks like sales: each fall, as Prometheus
+    # takes it for a reset, counts all that the next worker has sold as sold just now.
+    over = time.time()
+
+    def sold_since(how: str) -> float | None:
+        """What `increase` makes of the seconds that are past, of which none is the load's."""
+        window = int(time.time() - over) - 2
+        return (
+            prometheus.value(f"increase({COUNTED.format(how)}[{window}s])") if window > 4 else None
+        )
+
+    naive = wait_for(lambda: sold_since("broken"), bool, "sales where there are none")
+    assert sold_since("mended") == 0
+
+    since = wait_for(lambda: firing(prometheus, "broken"), bool, "the alert")
+    assert since.keys() == {"SessionCountersReset"}
+    assert not firing(prometheus, "mended")
+    alerted = since["SessionCountersReset"] - began
+
     terminal = request.config.pluginmanager.getplugin("terminalreporter")
     resets = prometheus.value(f"resets({COUNTED.format('broken')}[5m])")
     terminal.write_line("")
     terminal.write_line(
         f"recycled_workers | {truth['broken']} sold | one worker at random: {highest:.0f} at most, "
-        f"{resets:.0f} resets | all workers: {truth['mended']}, no reset"
+        f"{resets:.0f} resets, {naive:.0f} sold after the last | all workers: {truth['mended']}, "
+        f"no reset, 0 sold after the last | SessionCountersReset {alerted:.0f} s"
     )
