@@ -107,17 +107,16 @@ def test_it_names_neither_route_nor_line_where_ours_does(
     prometheus.wait_for(by_hand, lambda n: n == shown.checked_out)
 
     spans = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()[:-1]]
-    series = [
-        str(labels) for labels, _ in prometheus.query(f'{{job="{name}",__name__=~"usual_.*"}}')
-    ]
+    series = [labels for labels, _ in prometheus.query(f'{{job="{name}",__name__=~"usual_.*"}}')]
     assert spans
     assert series
     naming = [
         said
-        for said in [*map(str, spans), *series]
+        for said in map(str, [*spans, *series])
         if expected.route in said or str(PROGRAMS) in said
     ]
     assert naming == []
+    assert {labels["state"] for labels in series if "state" in labels} == {"used", "idle"}
     rows.append(f"{name} | {used:g} | {shown.checked_out} | {len(spans)}, {len(naming)}")
 
 
