@@ -16,6 +16,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 
+from servers.pgbouncer_server import pgbouncer_running
+from servers.postgres_server import DATABASE, USER
 from servers.processes import HOST, needs, running, wait_until_ready
 
 if TYPE_CHECKING:
@@ -156,6 +158,15 @@ def test_a_restart_throws_off_the_clients_of_postgres(postgres: Postgres) -> Non
         with pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT 1")
     assert postgres.execute("SELECT 1") == [(1,)]
+
+
+def test_pgbouncer_shares_a_connection_and_refuses_a_client_too_many(postgres: Postgres) -> None:
+    with pgbouncer_running(postgres, DATABASE, connections=1) as port:
+        address = f"host={HOST} port={port} user={USER} dbname={DATABASE}"
+        with psycopg.connect(address) as connection:
+            assert connection.execute("SELECT 1").fetchall() == [(1,)]
+            with pytest.raises(psycopg.OperationalError, match="max_client_conn"):
+                psycopg.connect(address)
 
 
 def test_chromium_runs_the_script_of_a_page(chromium: Chromium) -> None:
