@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 
+import pytest
 from make_venv import read_pins
 from matrix import PYTHONS, ROOT, SQLALCHEMYS
 from pages import DOCS
@@ -27,3 +29,14 @@ def test_table():
     assert newest["opentelemetry-api"] == newest["opentelemetry-sdk"]
     assert newest["sqlalchemy"] == SQLALCHEMYS[-1]
     assert " and ".join(SQLALCHEMYS) in page
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
+def test_extras():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    section = (DOCS / "versions.md").read_text().partition("## Extras")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .* \| ([^|]+) \|$", section, re.MULTILINE)
+    said = {name: re.findall(r"`([\w-]+)`", installs) for name, installs in rows}
+    assert said == project["optional-dependencies"]
