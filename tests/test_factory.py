@@ -12,7 +12,7 @@ from datetime import datetime
 
 import pytest
 from reading import counted, since_2_0_31, value
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -304,6 +304,32 @@ def sum_of(sample):
 
 
 # Before it, SQLAlchemy itself loses connections whose task is cancelled, and their threads.
+async def test_a_connection_whose_closing_failed_is_thrown_away(tmp_path, monkeypatch):
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{tmp_path}/db", poolclass=AsyncAdaptedQueuePool
+    )
+    orders = RequestScopedSessionFactory(engine, name="orders")
+
+    thrown_away = []
+    event.listen(engine.sync_engine, "invalidate", lambda *given: thrown_away.append(given))
+
+    def refuse(_connection):
+        raise OSError("the network is gone")
+
+    with pytest.raises(OSError, match="the network is gone"):
+        async with orders.get_request_scoped_session("ada") as session:
+            await session.execute(ONE)
+            monkeypatch.setattr(engine.dialect, "do_rollback", refuse)
+    monkeypatch.undo()
+    assert engine.pool.checkedout() == 0
+    assert len(thrown_away) == 1
+    assert value("sqlalchemy_sessions", factory="orders", state="active") == 0
+    async with orders.get_request_scoped_session("ada") as session:
+        assert await session.scalar(ONE) == 1
+    orders.close()
+    await engine.dispose()
+
+
 @since_2_0_31
 class TestCancellation:
     # aiosqlite drops the connection whose opening or ending is cancelled for Python to close, of

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, SessionTransaction
 
 logger = logging.getLogger("session_metrics_otel")
 
@@ -61,6 +61,8 @@ class RequestScope(Generic[S]):
 
 
 async def _close_for_certain(session: AsyncSession) -> None:
+    # Asked for now: closing forgets it first, and then rolls back.
+    transaction = session.sync_session.get_transaction()
     closing = asyncio.ensure_future(session.close())
     cancelled: asyncio.CancelledError | None = None
     while not closing.done():
@@ -73,12 +75,21 @@ async def _close_for_certain(session: AsyncSession) -> None:
     if closing.cancelled() or closing.exception() is not None:
         # It may hold its connection still, in an unknown state: throw that away.
         with suppress(Exception):
-            await session.invalidate()
+            await session.run_sync(lambda _: _throw_connections_away(transaction))
     if cancelled is not None:
         if not closing.cancelled():
             closing.exception()  # looked at, so that asyncio does not say nobody did
         raise cancelled
     closing.result()
+
+
+def _throw_connections_away(transaction: SessionTransaction | None) -> None:
+    # As SessionTransaction.close(invalidate=True) does: connections that the session was given by
+    # its caller (autoclose is false) are the caller's own.
+    connections = {} if transaction is None else transaction._connections
+    for connection, _, _, autoclose in set(connections.values()):
+        if autoclose:
+            connection.invalidate()
 
 
 def _log_failure(session: Any, error: BaseException | None) -> None:
