@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -47,6 +48,19 @@ def expect(factory: str = "orders", *, of: int = 1, **more: Any) -> None:
 
 def ended(outcome: str, n: int = 1) -> dict[str, int]:
     return {f"transactions {outcome}": n, f"transaction_duration_seconds_count {outcome}": n}
+
+
+def test_dates_that_are_assigned_are_those_that_are_read(orders):
+    with orders() as session:
+        record = metrics_for(session)
+        session.execute(ONE)
+        record.created_at = datetime(2020, 1, 1, tzinfo=timezone.utc)
+        record.last_activity_at = datetime(2100, 1, 1, tzinfo=timezone.utc)
+        assert record.last_activity == datetime(2100, 1, 1, tzinfo=timezone.utc)
+    record.closed_at = datetime(2020, 1, 2, tzinfo=timezone.utc)
+    said = record.to_dict()
+    assert said["created_at"] == "2020-01-01T00:00:00+00:00"
+    assert said["closed_at"] == "2020-01-02T00:00:00+00:00"
 
 
 class TestTransactions:
