@@ -9,10 +9,9 @@ first met.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
-from collections import Counter
-from itertools import count, repeat
-from math import fsum
+from bisect import bisect_left, bisect_right
+from itertools import count
+from math import fsum, isnan
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -146,9 +145,17 @@ class Histogram:
         # Others only append, and only the holder of the lock deletes: the head is ours.
         values = pending[:]
         del pending[: len(values)]
-        for bucket, hits in Counter(map(bisect_left, repeat(self._bounds), values)).items():
-            self._counts[bucket] += hits
-        self._sum = fsum((self._sum, *values))
+        total = fsum(values)
+        if isnan(total):  # what is not a number is no measurement
+            values = [value for value in values if not isnan(value)]
+            total = fsum(values)
+        self._sum = fsum((self._sum, total))
+        ascending, below = sorted(values), 0
+        for bucket, bound in enumerate(self._bounds):
+            upto = bisect_right(ascending, bound, below)
+            self._counts[bucket] += upto - below
+            below = upto
+        self._counts[-1] += len(ascending) - below
         if values:
             for listener in self.listeners:
                 listener(values, self.exemplars)
