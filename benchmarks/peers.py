@@ -134,12 +134,16 @@ def ours(sampler: Sampler | None = None, **options: Any) -> Peer:
     return instrument
 
 
-def without_sessions(engine: Engine, _: Any) -> None:
+def without_sessions(*, holder_lines: bool = True) -> Peer:
     """This package's hooks on pools and statements, and none on sessions."""
-    from session_metrics_otel.hooks import pools, statements
 
-    pools.hook(engine)
-    statements.hook(engine)
+    def instrument(engine: Engine, _: Any) -> None:
+        from session_metrics_otel.hooks import pools, statements
+
+        pools.hook(engine, holder_lines=holder_lines)
+        statements.hook(engine)
+
+    return instrument
 
 
 def many_processes(engine: Engine, maker: Any) -> None:
@@ -169,7 +173,8 @@ PEERS: dict[str, Peer] = {
     "the hooks of ours, empty": empty_hooks,
     METRICS: ours(spans="off"),
     REPEATS: ours(spans="off", repeated_statements=10),
-    "ours: pools and statements alone": without_sessions,
+    "ours: pools and statements alone": without_sessions(),
+    "ours: pools and statements alone, no line of code": without_sessions(holder_lines=False),
     "ours: all metrics, no line of code in the report": ours(spans="off", holder_lines=False),
     "ours: all metrics, no tracer provider": ours(),
     "ours: all metrics, spans unsampled": ours(ALWAYS_OFF),
@@ -182,7 +187,7 @@ PEERS: dict[str, Peer] = {
 }
 """By the name that the tables have."""
 
-EVERYWHERE = list(PEERS)[:12]
+EVERYWHERE = list(PEERS)[:13]
 """Those that every SQLAlchemy takes."""
 
 FEW = [BARE, "listeners by hand, prometheus_client", METRICS, SAMPLED]

@@ -81,19 +81,6 @@ class Holder:
         }
 
 
-def sent_without_session(connection: Any, statement: Any) -> None:
-    """Tell who holds the connection behind ``connection`` that it sent ``statement``."""
-    fairy = connection._dbapi_connection
-    try:
-        holder: Holder = fairy._pool.holders[fairy._connection_record]
-    except (AttributeError, KeyError):
-        return  # with its first connection a dialect talks before any pool has it
-    holder.session = None  # it may have had one before, by Session(bind=connection)
-    holder.statements += 1
-    holder.last_statement = statement
-    holder.bound = current_binding.get()
-
-
 def describe_waiter(
     session: ObservedSessionMetrics | None, place: Place | None, holders: list[Holder]
 ) -> dict[str, Any]:

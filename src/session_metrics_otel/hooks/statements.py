@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.engine.default import DefaultExecutionContext
 
+from session_metrics_otel.binding import current_binding
 from session_metrics_otel.catalog import SessionState
 from session_metrics_otel.faults import caught
 from session_metrics_otel.series import PENDING_LIMIT
 
 from .error_text import error_text
-from .holders import sent_without_session
 from .servers import server_attributes
 from .statement_metrics import KEPT, series_of
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext
 
+    from .holders import Holder
     from .observed_record import ObservedSessionMetrics
     from .servers import Attributes
     from .statement_spans import Started, StatementSpans
@@ -73,7 +74,16 @@ class _ObservedContext:
         try:
             if record is None or record.transaction_began is None:
                 spans = self.core_spans
-                sent_without_session(self.root_connection, self.compiled or self.statement)
+                fairy = self.root_connection._dbapi_connection
+                try:
+                    holder: Holder = fairy._pool.holders[fairy._connection_record]
+                except (AttributeError, KeyError):
+                    pass  # with its first connection a dialect talks before any pool has it
+                else:
+                    holder.session = None  # it may have had one before, by Session(bind=connection)
+                    holder.statements += 1
+                    holder.last_statement = self.compiled or self.statement
+                    holder.bound = current_binding.get()
             else:
                 self.record = record
                 record._queries += 1
