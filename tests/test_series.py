@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from threads import THREADS, in_threads
 
@@ -47,6 +49,12 @@ class TestHistogram:
         counts, total, _ = histogram.read()
         assert counts == [2, 2, 1]
         assert total == pytest.approx(12.7)
+
+    def test_what_is_not_a_number_is_no_measurement(self):
+        histogram = Histogram((1.0, 5.0))
+        for number in (math.nan, 2.0, math.nan, math.inf):
+            histogram.observe(number)
+        assert histogram.read()[:2] == ([0, 1, 1], math.inf)
 
     @pytest.mark.parametrize("observed", [PENDING_LIMIT - 1, PENDING_LIMIT + 1, 5 * PENDING_LIMIT])
     def test_nothing_is_lost_when_it_is_folded(self, observed):
