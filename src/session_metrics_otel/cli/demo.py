@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import signal
 import sys
 import threading
@@ -21,7 +20,7 @@ from prometheus_client import REGISTRY, start_http_server
 
 from session_metrics_otel.web.live_page import LivePage
 
-from .order_service import OrderService, QuietHandler, ThreadingServer
+from .order_service import OrderService, QuietHandler, ThreadingServer, chance
 from .starve import starve
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     if options.starve:
         starve()
         return
-    random.seed(options.seed)
+    chance.seed(options.seed)
     provider = _send_spans()
     stop = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
@@ -168,7 +167,7 @@ def _drive(
     """Send requests until told to stop or there were enough; then write what they came to."""
     try:
         for sent, (method, path) in enumerate(_requests()):
-            if sent == options.requests or stop.wait(random.expovariate(options.rate)):
+            if sent == options.requests or stop.wait(chance.expovariate(options.rate)):
                 return
             connection = HTTPConnection(HOST, port, timeout=30)
             try:
@@ -188,7 +187,7 @@ def _requests() -> Iterator[tuple[str, str]]:
     yield "POST", "/orders"  # so that there is an order 1
     weights = [weight for weight, *_ in MIX]
     while True:
-        _, method, path = random.choices(MIX, weights)[0]
+        _, method, path = chance.choices(MIX, weights)[0]
         yield method, path
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import gc
 import json
-import random
 import re
 import sqlite3
 import threading
 from collections import Counter
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
+from random import Random
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
     Answer = tuple[HTTPStatus, Any]
+
+chance = Random()
+"""The demo's own: to seed everybody's would give the traces of each demo the same ids."""
 
 tracer = trace.get_tracer("order-service")
 
@@ -86,7 +89,7 @@ class OrderService:
         Base.metadata.create_all(engine)
 
         def connect_to_replica() -> sqlite3.Connection:
-            if random.random() < outage:
+            if chance.random() < outage:
                 message = "the replica does not answer"
                 raise sqlite3.OperationalError(message)
             return sqlite3.connect(database, timeout=30, check_same_thread=False)
@@ -150,7 +153,7 @@ class OrderService:
     def place_order(self) -> Answer:
         """A new order, committed."""
         with self._session() as session:
-            order = Order(item=random.choice(("tea", "coffee", "milk")), quantity=1)
+            order = Order(item=chance.choice(("tea", "coffee", "milk")), quantity=1)
             session.add(order)
             session.commit()
             return HTTPStatus.CREATED, {"id": order.id}
@@ -170,7 +173,7 @@ class OrderService:
             if order is None:
                 session.rollback()
                 return HTTPStatus.NOT_FOUND, {"error": "no such order"}
-            order.quantity += random.choice((1, -1))
+            order.quantity += chance.choice((1, -1))
             try:
                 session.commit()
             except IntegrityError:
