@@ -136,8 +136,8 @@ def report_exhaustion(
             earlier["last_at"] = _now()
             earlier["nested"] += bool(waiting["holds"])
             return earlier
-        described = [holder.describe() for holder in holders]
-        described.sort(key=lambda holder: -holder["held_seconds"])
+        longest_first = sorted(holders, key=lambda holder: holder.since)
+        described = [holder.describe() for holder in longest_first]
         report: dict[str, Any] = {
             "at": (at := _now()),
             "last_at": at,
