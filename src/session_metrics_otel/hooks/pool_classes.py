@@ -23,14 +23,12 @@ def limits(pool: Any) -> dict[Metric, float]:
     """What the pool's class says of itself; what it cannot know is absent."""
     if isinstance(pool, QueuePool):
         size = pool.size()
-        limits: dict[Metric, float] = {
-            catalog.CONNECTION_IDLE_MIN: 0,
-        }
+        found: dict[Metric, float] = {catalog.CONNECTION_IDLE_MIN: 0}
         if size:  # 0 is no limit
-            limits[catalog.CONNECTION_IDLE_MAX] = size
+            found[catalog.CONNECTION_IDLE_MAX] = size
             if pool._max_overflow > -1:
-                limits[catalog.CONNECTION_MAX] = size + pool._max_overflow
-        return limits
+                found[catalog.CONNECTION_MAX] = size + pool._max_overflow
+        return found
     if isinstance(pool, NullPool):
         return {catalog.CONNECTION_IDLE_MAX: 0, catalog.CONNECTION_IDLE_MIN: 0}
     if isinstance(pool, (StaticPool, AssertionPool)):
