@@ -15,6 +15,8 @@ from servers.processes import HOST, free_port, get_json, running, wait_for
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pytest
+
 PROGRAMS = Path(__file__).parent.parent.parent / "examples" / "incidents"
 _SAID = re.compile(r"^\[ *([\d.]+) s\] ", re.MULTILINE)
 
@@ -97,3 +99,12 @@ def incident_running(
     with running(command, log, {"TMPDIR": str(folder)}):
         wait_for(log.read_text, _SAID.search, f"{name} to begin")
         yield Incident(name, f"{HOST}:{port}", time.time(), log)
+
+
+def rows_under(heading: str, request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """A list whose rows are written to the terminal, under ``heading``, when the tests are over."""
+    written: list[str] = []
+    yield written
+    terminal = request.config.pluginmanager.getplugin("terminalreporter")
+    for line in ["", heading, *written]:
+        terminal.write_line(line)

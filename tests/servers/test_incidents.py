@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from sqlalchemy import make_url
 
-from servers.incident_process import Incident, incident_running
+from servers.incident_process import Incident, incident_running, rows_under
 from servers.pgbouncer_server import pgbouncer_running
 from servers.processes import wait_for
 
@@ -124,15 +124,8 @@ def prometheus(
 @pytest.fixture(scope="module")
 def rows(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """One for each incident, written to the terminal at the end."""
-    written: list[str] = []
-    yield written
-    terminal = request.config.pluginmanager.getplugin("terminalreporter")
-    for line in [
-        "",
-        "incident | route | state | line to blame | signals, and after how many seconds",
-        *written,
-    ]:
-        terminal.write_line(line)
+    heading = "incident | route | state | line to blame | signals, and after how many seconds"
+    yield from rows_under(heading, request)
 
 
 def firing(prometheus: Prometheus, job: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from usual_instrumentation import environment
 
-from servers.incident_process import PROGRAMS, Incident, incident_running
+from servers.incident_process import PROGRAMS, Incident, incident_running, rows_under
 from servers.test_incidents import CANCELLED_POOL, INCIDENTS, PROXY, SECONDS, database_for
 
 if TYPE_CHECKING:
@@ -76,15 +76,10 @@ def prometheus(running: dict[str, Incident], prometheus_server: StartPrometheus)
 @pytest.fixture(scope="module")
 def rows(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """One for each incident, written to the terminal at the end."""
-    written: list[str] = []
-    yield written
-    terminal = request.config.pluginmanager.getplugin("terminalreporter")
-    for line in [
-        "",
-        "incident | connections.usage | checkedout() by hand | spans, those naming route or line",
-        *written,
-    ]:
-        terminal.write_line(line)
+    heading = (
+        "incident | connections.usage | checkedout() by hand | spans, those naming route or line"
+    )
+    yield from rows_under(heading, request)
 
 
 @pytest.mark.parametrize("name", INCIDENTS)
