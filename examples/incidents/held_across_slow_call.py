@@ -19,7 +19,7 @@ CONNECTIONS = 5
 
 async def carrier_label(item: str) -> str:
     """A remote API on a bad day."""
-    await asyncio.sleep(4)
+    await asyncio.sleep(20)
     return f"label of {item}"
 
 

@@ -140,7 +140,7 @@ def run(
 async def _send(
     traffic: Callable[[Traffic], Awaitable[None]], address: str, seconds: float
 ) -> Counter[str]:
-    async with httpx.AsyncClient(base_url=address, timeout=20, limits=httpx.Limits()) as client:
+    async with httpx.AsyncClient(base_url=address, timeout=60, limits=httpx.Limits()) as client:
         users = Traffic(client)
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:

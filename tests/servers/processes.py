@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HOST = "127.0.0.1"
-PATIENCE = 30  # seconds that a server may take to do what a test waits for
+PATIENCE = 60  # seconds that a server may take to do what a test waits for
 
 
 def free_port() -> int:
