@@ -97,6 +97,18 @@ class TestDocument:
             session.close()
         uninstrument(orders)
 
+    def test_the_fill_of_a_pool_is_that_of_now_though_somebody_has_just_looked(self, new_engine):
+        orders = sessionmaker(new_engine(poolclass=QueuePool))
+        instrument(orders, name="orders")
+        page = LivePage()
+        page.look()
+        with orders() as session:
+            session.execute(text("select 1"))
+            *_, point = page.document()["history"]
+        assert point["pools"] == {"sqlite/": {"used": 1, "max": 15}}
+        assert point["success"] == 1
+        uninstrument(orders)
+
     def test_the_plots_go_on_while_the_watchdog_watches(self, monkeypatch):
         monkeypatch.setattr(live_page, "BETWEEN_LOOKS", 0)
         page = LivePage()

@@ -121,7 +121,6 @@ class LivePage:
         the plots show: counts of creations so far, and of each pool the connections used, and its
         limit where it has one.
         """
-        self.look()
         factories = LEDGER.factories()
         oldest = sorted(_oldest_of_each(factories), key=lambda record: -record.get_age_seconds())
         return {
@@ -131,7 +130,7 @@ class LivePage:
             "sessions": [self._describe(record) for record in oldest[:SHOWN]],
             "exhaustions": exhaustion_reports()[::-1],
             "leaks": [asdict(report) for report in leak_reports()[::-1]],
-            "history": list(self._history),
+            "history": self._points(),
         }
 
     def _describe(self, record: DatabaseSessionMetrics) -> dict[str, Any]:
@@ -151,22 +150,14 @@ class LivePage:
     def look(self) -> None:
         """Add a point to the plots, where the last one is old enough."""
         now = time.monotonic()
-        if now - self._looked < BETWEEN_LOOKS:
-            return
-        self._looked = now
-        snapshot: Any = LEDGER.snapshot()
-        created = {"success": 0, "failure": 0}
-        for (_, outcome, _), total in snapshot[catalog.SESSION_CREATIONS].items():
-            if outcome in created:
-                created[outcome] += int(total)
-        used = snapshot[catalog.CONNECTION_COUNT]
-        limits = snapshot[catalog.CONNECTION_MAX]
-        pools = {
-            name: {"used": int(count), "max": limits.get((name,))}
-            for (name, state), count in used.items()
-            if state == "used"
-        }
-        self._history.append({"at": time.time(), **created, "pools": pools})
+        if now - self._looked >= BETWEEN_LOOKS:
+            self._looked = now
+            self._history.append(_point())
+
+    def _points(self) -> list[dict[str, Any]]:
+        """The points of the plots. The last one is of now, even where others looked just before."""
+        self.look()
+        return [*list(self._history)[:-1], _point()]
 
     def answer(
         self, method: str, path: str, address: str, headers: Mapping[str, str], request: Any
@@ -207,6 +198,22 @@ class LivePage:
         address = (scope.get("client") or ("",))[0]
         response = self.answer(scope["method"], scope["path"], address, headers, scope)
         await response.by_asgi(scope["method"], send)
+
+
+def _point() -> dict[str, Any]:
+    """What is counted now: creations so far, and each pool's connections in use and limit."""
+    snapshot: Any = LEDGER.snapshot()
+    created = {"success": 0, "failure": 0}
+    for (_, outcome, _), total in snapshot[catalog.SESSION_CREATIONS].items():
+        if outcome in created:
+            created[outcome] += int(total)
+    limits = snapshot[catalog.CONNECTION_MAX]
+    pools = {
+        name: {"used": int(count), "max": limits.get((name,))}
+        for (name, state), count in snapshot[catalog.CONNECTION_COUNT].items()
+        if state == "used"
+    }
+    return {"at": time.time(), **created, "pools": pools}
 
 
 def _oldest_of_each(factories: Iterable[Any]) -> Iterator[DatabaseSessionMetrics]:
