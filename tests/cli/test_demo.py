@@ -112,7 +112,7 @@ def test_starving_a_pool_prints_who_holds_its_connections():
     for expected in (
         "(orders, active), request request-1, route POST /orders, 2 statements, last INSERT orders",
         "(orders, active), request request-2, route GET /orders/{id}, 2 statements, last SELECT",
-        "without a session, request request-3, route GET /export, 1 statements, last SELECT",
+        "without a session, request request-3, route GET /export, 1 statement, last SELECT",
     ):
         assert expected in said
     assert [where.rpartition(" in ")[2] for _, where in holders] == [

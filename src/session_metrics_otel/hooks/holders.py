@@ -177,9 +177,10 @@ def _as_text(report: dict[str, Any]) -> str:
             who = f"session {holder['session_id']} ({holder['factory']}, {holder['state']})"
         request = f", request {holder['request_id']}" if holder["request_id"] else ""
         route = f", route {holder['route']}" if holder["route"] else ""
+        sent = "1 statement" if holder["statements"] == 1 else f"{holder['statements']} statements"
         lines.append(
             f"  {holder['held_seconds']:.1f} s: {who}{request}{route}, "
-            f"{holder['statements']} statements, last {holder['last_statement'] or 'unknown'}"
+            f"{sent}, last {holder['last_statement'] or 'unknown'}"
             + (f" {holder['idle_seconds']:.1f} s ago" if holder["idle_seconds"] >= 1 else "")
             + f"; taken at {holder['taken_at'] or 'an unknown place'}"
             + (f", session made at {holder['made_at']}" if holder["made_at"] else "")
