@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -155,6 +159,34 @@ def test_otlp(tmp_path, page, module, factory):
     assert {"sqlalchemy.session.creations", "sqlalchemy.session.duration"} <= metric_names(received)
     sessions = Counter(span_names(received))
     assert (sessions[f"session {factory}"], sessions["SELECT"]) == (1, 1)
+
+
+def test_without_a_line_of_code(tmp_path):
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    folder = Path(sys.executable).parent
+    if not (folder / "opentelemetry-instrument").exists():
+        pytest.skip("opentelemetry-instrument is not installed")
+    (tmp_path / "app.py").write_text(
+        "from sqlalchemy import create_engine, text\n"
+        "from sqlalchemy.orm import Session\n"
+        "with Session(create_engine('sqlite://')) as session:\n"
+        "    session.execute(text('select 1'))\n"
+    )
+    (block,) = [block for block in blocks("tracing") if block.language == "sh"]
+    install, command = block.text.splitlines()
+    assert install == "pip install 'session-metrics-otel[autoload,otlp]'"
+    with receiver() as (address, received):
+        surroundings = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+        surroundings["OTEL_EXPORTER_OTLP_ENDPOINT"] = address
+        subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=os.environ | surroundings,
+            check=True,
+            timeout=60,
+        )
+    assert "sqlalchemy.session.creations" in metric_names(received)
+    assert "session default" in span_names(received)
 
 
 def test_kubernetes(tmp_path):
