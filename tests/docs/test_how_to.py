@@ -215,7 +215,7 @@ def test_nothing_on_the_pages_is_left_out():
     for page in tested:
         found = blocks(f"how-to/{page}")
         assert found
-        assert [block for block in found if block.file is None] == []
+        assert [b for b in found if b.file is None and b.language != "sh"] == []
 
 
 def test_links_into_the_tree_lead_somewhere():

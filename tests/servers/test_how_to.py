@@ -51,6 +51,7 @@ def test_celery(tmp_path: Path, environment: dict[str, str]) -> None:
     page = tmp_path / "tasks.py"
     page.write_text(page.read_text().replace("9540", str(port)))
     (tmp_path / "results").mkdir()
+    environment |= {"CELERY_BROKER_URL": "filesystem://", "CELERY_RESULT_BACKEND": "file://results"}
     settings = tmp_path / "celeryconfig.py"  # the broker's folders, of which the page says nothing
     folders = {
         name: os.fspath(tmp_path / "queue") for name in ("data_folder_in", "data_folder_out")
