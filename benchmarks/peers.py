@@ -170,7 +170,7 @@ def usual(sampler: Sampler | None = None) -> Peer:
 PEERS: dict[str, Peer] = {
     BARE: bare,
     "listeners by hand, prometheus_client": by_hand,
-    "the hooks of ours, empty": empty_hooks,
+    "our hooks, empty": empty_hooks,
     METRICS: ours(spans="off"),
     REPEATS: ours(spans="off", repeated_statements=10),
     "ours: pools and statements alone": without_sessions(),

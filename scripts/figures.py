@@ -51,9 +51,9 @@ def sentence(session: dict[str, dict[str, float]]) -> str:
         )
     )
     return (
-        f"On in-memory SQLite a session of one statement takes {alone:.0f} µs by itself. This adds "
-        f"{ours - alone:.0f} µs, or {traced - alone:.0f} µs\n"
-        "where its spans are sampled: [what it costs](#what-it-costs)."
+        f"On in-memory SQLite, a session of one statement takes {alone:.0f} µs by itself. "
+        f"This package adds {ours - alone:.0f} µs,\n"
+        f"or {traced - alone:.0f} µs when its spans are sampled: [what it costs](#what-it-costs)."
     )
 
 
