@@ -33,6 +33,6 @@ def test_every_module():
 
 
 def test_every_folder_is_there():
-    named = first_column("beside it")
+    named = first_column("folder")
     assert len(named) > 0
     assert {name for name in named if not (ROOT / name).is_dir()} == set()
