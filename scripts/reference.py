@@ -52,23 +52,23 @@ GROUPS = (
     ("User sessions of the application", "application."),
 )
 STATES = {
-    SessionState.CREATED: "It has been made, and has had no connection yet.",
+    SessionState.CREATED: "It has been made, and has not had a connection yet.",
     SessionState.ACTIVE: "It holds a connection.",
     SessionState.IDLE: "It holds a connection in an open transaction and sends nothing.",
     SessionState.COMMITTED: "Its last transaction was committed; it holds nothing.",
     SessionState.ROLLED_BACK: "Its last transaction was rolled back; it holds nothing.",
     SessionState.ERROR: "The database raised an exception. Until it is rolled back or closed, it "
     "may hold a connection.",
-    SessionState.CLOSING: "`close()` is at work.",
-    SessionState.CLOSED: "It is over. Used again, it is a new session.",
+    SessionState.CLOSING: "`close()` is running.",
+    SessionState.CLOSED: "It has ended. If it is used again, it counts as a new session.",
 }
 ELSEWHERE = {
     "PROMETHEUS_MULTIPROC_DIR": "prometheus_client's folder for [several processes]"
     "(../processes.md). Set before Python starts.",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "Where `demo` sends its spans.",
-    "OTEL_SERVICE_NAME": "What `demo` is called in its traces.",
-    "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "OpenTelemetry's own: `session_metrics` keeps "
-    "`opentelemetry-instrument` from instrumenting, `sqlalchemy` keeps the other one from it.",
+    "OTEL_SERVICE_NAME": "The name of `demo` in its traces.",
+    "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "What `opentelemetry-instrument` leaves out: "
+    "`session_metrics` is this package, `sqlalchemy` is opentelemetry-instrumentation-sqlalchemy.",
 }
 
 
@@ -95,9 +95,10 @@ def metric_section(metric: Metric) -> str:
 
 
 ABOUT_METRICS = """\
-On /metrics by the name in the heading, through OpenTelemetry by the other, with the same values.
-Labels are the attributes' names with `_` for `.`; one that says nothing is absent. Units are those
-of UCUM: `s` seconds, `By` bytes, `{session}` a count of sessions.
+The heading is a metric's name on `/metrics`. Through OpenTelemetry it has the other name, and the
+same values. A label is an attribute's name with `_` instead of `.`, and is absent if it has no
+value. Units are those of UCUM: `s` for seconds, `By` for bytes, `{session}` for a number of
+sessions.
 """
 
 
@@ -190,8 +191,8 @@ def attribute_table(types: dict[str, str]) -> str:
 
 
 ABOUT_SESSIONS = """\
-One for each session that did something, from its creation to its close. An attribute is there where
-it has something to say.
+There is one for each session that did something, from its creation to its close. An attribute
+without a value is absent.
 """
 
 
@@ -209,21 +210,21 @@ def spans_page() -> str:
     ]
     event_rows.append(
         ("`sqlalchemy.pool.exhausted`", "`db.client.connection.pool.name`, `holders`",
-         "On the span of a session that waited in vain: who held the pool's connections.")
+         "On the span of a session that did not get a connection: who held the pool's.")
     )  # fmt: skip
     kind = sessions[0].kind.name.lower()
     statement_kinds = {span.kind.name.lower() for span in others}
     return "\n".join([
         NOTE,
         "# Spans\n",
-        "Which span is whose child, and the options: [Tracing](../tracing.md).\n",
+        "[Tracing](../tracing.md) says which span is whose child, and has the options.\n",
         "## `session {factory}`\n",
         f"Kind {kind}. {ABOUT_SESSIONS}",
         attribute_table(types_of(sessions)),
         "### Events\n",
         table(("event", "attributes", "when"), event_rows),
         "## Statements, `connect`, `COMMIT`, `ROLLBACK`\n",
-        f"Kind {', '.join(statement_kinds)}. A statement's is called by its `db.query.summary`.\n",
+        f"Kind {', '.join(statement_kinds)}. A statement's span has its `db.query.summary` as name.\n",
         attribute_table(types_of(others) | CLIENT_ONLY),
     ])  # fmt: skip
 
@@ -231,7 +232,7 @@ def spans_page() -> str:
 EVENTS = {
     "sqlalchemy.session.state": "Each change of state.",
     "sqlalchemy.session.leak": "The watchdog found that the session leaks.",
-    "exception": "An error of the database, by OpenTelemetry's convention.",
+    "exception": "A database error, by OpenTelemetry's convention.",
 }
 
 
@@ -243,7 +244,7 @@ def environment_page() -> str:
         NOTE,
         "# Environment variables\n",
         said,
-        "## Other people's, and heeded here\n",
+        "## Variables of other projects that are used here\n",
         table(("variable", "what it does"), rows),
     ])  # fmt: skip
 

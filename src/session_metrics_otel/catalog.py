@@ -141,8 +141,8 @@ SESSION_CREATIONS = Metric(
     Kind.COUNTER,
     "{session}",
     ("factory", "outcome", "error.type"),
-    "Sessions by how their creation ended: success (a first connection was had), failure (it was "
-    "not), unused (closed having done nothing). success / (success + failure) is the success rate.",
+    "Sessions by how their creation ended: success (got a first connection), failure (did not get "
+    "one), unused (closed having done nothing). success / (success + failure) is the success rate.",
 )
 SESSION_CREATION_DURATION = Metric(
     "sqlalchemy.session.creation.duration",
@@ -157,7 +157,7 @@ SESSION_TRANSITIONS = Metric(
     Kind.COUNTER,
     "{transition}",
     ("factory", "from_state", "to_state"),
-    "Changes of state. Many into error, or from active straight to closing, want a look.",
+    "Changes of state. Look into many to error, or from active straight to closing.",
 )
 SESSION_DURATION = Metric(
     "sqlalchemy.session.duration",
@@ -277,22 +277,22 @@ CONNECTION_PENDING_REQUESTS = Metric(
     Kind.UP_DOWN_COUNTER,
     "{request}",
     (POOL_NAME,),
-    "Requests for a connection that wait for one now. Above 0 for long is an exhausted pool.",
+    "Requests that are waiting for a connection now. Above 0 for long is an exhausted pool.",
 )
 CONNECTION_TIMEOUTS = Metric(
     "db.client.connection.timeouts",
     Kind.COUNTER,
     "{timeout}",
     (POOL_NAME,),
-    "Requests for a connection that gave up waiting. Each wrote or was part of a report that names "
-    "the holders.",
+    "Requests for a connection that gave up waiting. Each wrote, or was part of, a report that "
+    "names the holders.",
 )
 CONNECTION_CREATE_TIME = Metric(
     "db.client.connection.create_time",
     Kind.HISTOGRAM,
     "s",
     (POOL_NAME,),
-    "Time to open a connection. One series of them per request is a pool that keeps none.",
+    "Time to open a connection. As many as requests means a pool that keeps none.",
     DURATION_BUCKETS,
 )
 CONNECTION_WAIT_TIME = Metric(
@@ -300,7 +300,7 @@ CONNECTION_WAIT_TIME = Metric(
     Kind.HISTOGRAM,
     "s",
     (POOL_NAME,),
-    "Time to have a connection from the pool, opening one included.",
+    "Time to get a connection from the pool, opening one included.",
     DURATION_BUCKETS,
 )
 CONNECTION_USE_TIME = Metric(

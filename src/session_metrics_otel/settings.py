@@ -1,14 +1,14 @@
 """The options of ``instrument()`` in environment variables.
 
-For where no code says them: under ``opentelemetry-instrument``, and for ``?plugin=session_metrics``
-in a database URL.
+They are for applications that do not call it: under ``opentelemetry-instrument``, and with
+``?plugin=session_metrics`` in a database URL.
 
 - ``SESSION_METRICS_NAME``: ``name``.
 - ``SESSION_METRICS_SPANS``: ``spans``: ``span``, ``attributes`` or ``off``.
 - ``SESSION_METRICS_USER_ID``: ``user_id``: ``plain`` or ``hashed``.
 - ``SESSION_METRICS_STATEMENT_SPANS``, ``SESSION_METRICS_TRANSACTION_SPANS``: ``true`` or ``false``.
-- ``SESSION_METRICS_SQL_COMMENTS``: what comments in SQL say, of ``traceparent``, ``db_driver``,
-  ``db_framework``, ``framework``, with commas between; empty for no comments.
+- ``SESSION_METRICS_SQL_COMMENTS``: what comments in SQL contain: any of ``traceparent``,
+  ``db_driver``, ``db_framework``, ``framework``, separated by commas; empty for no comments.
 - ``SESSION_METRICS_EXPORT``: whether ``opentelemetry-instrument`` also exports the metrics through
   OpenTelemetry: ``true`` (the default) or ``false``.
 """

@@ -53,24 +53,35 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         "demo",
         help="run an order service under traffic and look at its sessions",
         description=__doc__,
-        epilog="Spans go out by OTLP where OTEL_EXPORTER_OTLP_ENDPOINT is set.",
+        epilog="Spans are sent by OTLP if OTEL_EXPORTER_OTLP_ENDPOINT is set.",
     )
-    parser.add_argument("--seconds", type=float, help="stop after so long (default: on Ctrl-C)")
     parser.add_argument(
-        "--requests", type=int, help="stop the traffic, not the demo, after so many"
+        "--seconds", type=float, help="stop after so many seconds (default: on Ctrl-C)"
     )
-    parser.add_argument("--rate", type=float, default=20.0, help="requests a second (default: 20)")
+    parser.add_argument(
+        "--requests", type=int, help="stop the traffic, but not the demo, after so many requests"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=20.0, help="requests per second (default: 20)"
+    )
     parser.add_argument(
         "--host", default=HOST, help="the address to listen on; 0.0.0.0 in a container"
     )
-    parser.add_argument("--port", type=int, default=SERVICE_PORT, help="the service's; 0: any free")
-    parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="0: any free")
+    parser.add_argument(
+        "--port", type=int, default=SERVICE_PORT, help="the service's port; 0: any free one"
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        default=METRICS_PORT,
+        help="the port of /metrics; 0: any free one",
+    )
     parser.add_argument("--truth", type=Path, help="write the service's own counts here as JSON")
     parser.add_argument("--seed", type=int, help="make the traffic the same each time")
     parser.add_argument(
         "--starve",
         action="store_true",
-        help="starve a pool on purpose instead, print the report that names the holders, and stop",
+        help="exhaust a pool on purpose, print the report that names the holders, and stop",
     )
     parser.set_defaults(run=run)
 

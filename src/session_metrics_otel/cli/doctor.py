@@ -49,12 +49,12 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "doctor",
         help="say what is instrumented, what is not, and how to mend it",
-        description="Say what of an application is instrumented, what is not, and how to mend it. "
-        "An application is imported, as its own program would import it; nothing is sent to its "
-        "database. A running /metrics is asked once.",
+        description="Say what is instrumented in an application, what is not, and how to mend it. "
+        "The application is imported, as its own program would import it; nothing is sent to its "
+        "database. A running /metrics is read once.",
         epilog="Examples: doctor shop.db:Session; doctor http://127.0.0.1:9464/metrics. "
-        "Exit code: 0 where all is well, 1 where something is to be mended, "
-        "2 where TARGET cannot be looked at.",
+        "Exit code: 0 if all is well, 1 if there is something to mend, "
+        "2 if TARGET cannot be examined.",
     )
     parser.add_argument(
         "target",

@@ -29,7 +29,7 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         "Example: dashboards export /var/lib/grafana/dashboards --datasource Main. ",
         export_dashboards,
     ).add_argument(
-        "--datasource", help="the name of the Prometheus data source that is chosen at first"
+        "--datasource", help="the name of the Prometheus data source that is selected by default"
     )
     _add(
         commands,
@@ -50,10 +50,12 @@ def _add(
         "export",
         help="write them into a folder",
         description=f"Write {what} to DIR.",
-        epilog=f"{then}Exit code: 0, or 1 where DIR cannot be written to.",
+        epilog=f"{then}Exit code: 0, or 1 if DIR cannot be written to.",
     )
-    export.add_argument("folder", metavar="DIR", type=Path, help="made where it is not there")
-    export.add_argument("--job", help="the scrape job of your services: nothing else is looked at")
+    export.add_argument(
+        "folder", metavar="DIR", type=Path, help="the folder; it is made if it does not exist"
+    )
+    export.add_argument("--job", help="the scrape job of your services: nothing else is included")
     export.set_defaults(run=run)
     return export
 

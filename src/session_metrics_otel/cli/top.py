@@ -100,12 +100,12 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "top",
         help="show the open sessions of running processes",
-        description="Show the open sessions of many processes, by their live pages. At a terminal "
-        "it looks again and again (a, s, r sort by age, state or route; q ends it), for which it "
-        "needs Rich: pip install 'session-metrics-otel[top]'. Into a pipe it writes one session a "
-        "line, its columns separated by tabs, and looks once where --interval does not say else.",
+        description="Show the open sessions of many processes, read from their live pages. In a "
+        "terminal it refreshes (a, s, r sort by age, state or route; q quits), for which it needs "
+        "Rich: pip install 'session-metrics-otel[top]'. Into a pipe it writes one session per "
+        "line, with columns separated by tabs, and looks only once unless --interval is given.",
         epilog="Example: top http://10.0.0.1:8000/sessionz http://10.0.0.2:8000/sessionz. "
-        "Exit code: 0, or 1 where no process answered.",
+        "Exit code: 0, or 1 if no process answered.",
     )
     parser.add_argument(
         "urls",
@@ -119,16 +119,19 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--limit", type=_count, metavar="N", help="show at most N sessions")
     parser.add_argument(
-        "--interval", type=_seconds, metavar="SECONDS", help=f"look so often ({INTERVAL:g})"
+        "--interval",
+        type=_seconds,
+        metavar="SECONDS",
+        help=f"seconds between two looks ({INTERVAL:g})",
     )
-    parser.add_argument("--once", action="store_true", help="look once, at a terminal too")
+    parser.add_argument("--once", action="store_true", help="look only once, in a terminal too")
     parser.add_argument(
         "--header",
         action="append",
         default=[],
         type=_header,
         metavar="'NAME: VALUE'",
-        help="send this with each request, where the pages ask who it is; may be repeated",
+        help="send this header with each request, if the pages need it; may be repeated",
     )
     parser.set_defaults(run=run)
 
