@@ -224,7 +224,7 @@ def spans_page() -> str:
         "### Events\n",
         table(("event", "attributes", "when"), event_rows),
         "## Statements, `connect`, `COMMIT`, `ROLLBACK`\n",
-        f"Kind {', '.join(statement_kinds)}. The name of a statement's span is `db.query.summary`.\n",
+        f"Kind {', '.join(statement_kinds)}. A statement's span has `db.query.summary` as name.\n",
         attribute_table(types_of(others) | CLIENT_ONLY),
     ])  # fmt: skip
 
