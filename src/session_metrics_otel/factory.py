@@ -38,7 +38,7 @@ POOL_TIMEOUT = "TimeoutError"
 class RequestScopedSessionFactory(Generic[S]):
     """Makes sessions that belong to one request of one user.
 
-    The same calls serve threads and asyncio: which it is goes by what the factory was made from.
+    The same calls work for threads and for asyncio: what the factory is made from decides which.
     Every figure it gives is read from the ledger, as ``/metrics`` is.
 
     Args:

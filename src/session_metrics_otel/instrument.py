@@ -117,33 +117,34 @@ def instrument(
 ) -> None:
     """Count the sessions of ``target`` from here on, and trace them.
 
-    An engine instrumented alone counts each session from its first use of that engine. To
-    instrument what is instrumented changes nothing.
+    If only an engine is instrumented, a session is counted from its first use of that engine.
+    Instrumenting a target again changes nothing.
 
     Args:
         target: A ``sessionmaker``, ``async_sessionmaker``, ``scoped_session``, ``Engine``,
             ``AsyncEngine``, or a subclass of ``Session`` or ``AsyncSession``.
         name: The group that the series are counted under (the attribute ``factory``): one per
             sessionmaker, never one per request.
-        spans: ``span``: one span per session. ``attributes``: no span of its own; its attributes
-            and events go onto the caller's current span. ``off``: neither.
-        user_id: ``plain`` or ``hashed`` to have the user's id on the session's span.
-        tracer_provider: Where spans come from; the application's own (global) one where None.
-        statement_spans: Whether each statement and each connecting has a span, by OpenTelemetry's
-            database conventions; never where ``spans`` is ``off``.
-        transaction_spans: Whether commits and rollbacks have a span, where statements have.
-        statement_hook: Called with the span of each statement, before it ends, and SQLAlchemy's
-            execution context, to add attributes of one's own.
-        sql_comments: What to say in a comment at the end of each traced statement, such as its
+        spans: ``span``: one span per session. ``attributes``: no span for the session; its
+            attributes and events go onto the caller's current span. ``off``: neither.
+        user_id: ``plain`` or ``hashed`` puts the user's id on the session's span.
+        tracer_provider: Where spans come from; if None, the application's own (global) one.
+        statement_spans: Whether each statement and each new connection has a span, by
+            OpenTelemetry's database conventions; never if ``spans`` is ``off``.
+        transaction_spans: Whether commits and rollbacks have a span, if statements have one.
+        statement_hook: Called with the span of each statement, before it ends, and with
+            SQLAlchemy's execution context, to add attributes of your own.
+        sql_comments: What to write in a comment at the end of each traced statement, such as its
             ``traceparent``; None for no comments.
-        repeated_statements: Count a session that sends one statement more often than this, and say
-            on its span which (an N+1 query); 10 is a good number. None: do not look.
+        repeated_statements: Count a session that sends the same statement more often than this
+            (an N+1 query), and name the statement on its span; 10 is a good number. None: do not
+            look.
         holder_lines: Whether the report on an exhausted pool names the line of code that took each
             connection. The first to instrument an engine decides for its pool.
 
     Raises:
-        TypeError: ``target`` is nothing that can be instrumented.
-        ValueError: An option has a value that it does not take.
+        TypeError: ``target`` cannot be instrumented.
+        ValueError: An option has a value that it does not accept.
     """
     _check_option("spans", spans, get_args(SpanMode))
     _check_option("user_id", user_id, (None, *get_args(UserIdMode)))
@@ -177,10 +178,10 @@ def instrument(
 
 
 def uninstrument(target: Target) -> None:
-    """Put ``target`` back as it was. Sessions that are open are counted to their end.
+    """Put ``target`` back as it was. Sessions that are open are counted until their end.
 
     Raises:
-        TypeError: ``target`` is nothing that could have been instrumented.
+        TypeError: ``target`` could not have been instrumented.
     """
     subject = _subject(target)
     with _lock:

@@ -226,14 +226,15 @@ def _complain(fault: Exception) -> None:
 
 
 def mark_dead_processes(path: str | os.PathLike[str] | None = None) -> list[int]:
-    """Take the gauges of processes that are no more out of /metrics.
+    """Take the gauges of processes that have ended out of /metrics.
 
-    It calls prometheus_client's ``mark_process_dead`` for each process that has gauges and does not
-    run. Call it before a scrape is answered where nobody says that a worker died, as gunicorn's
-    ``child_exit`` does; not where containers with process ids of their own share the directory.
+    It calls prometheus_client's ``mark_process_dead`` for each process that has gauges and is not
+    running. Call it before you answer a scrape, if your server has no hook for a worker's death
+    such as gunicorn's ``child_exit``. Do not call it if containers with process ids of their own
+    share the directory.
 
     Args:
-        path: The directory; ``PROMETHEUS_MULTIPROC_DIR`` where None.
+        path: The directory; if None, ``PROMETHEUS_MULTIPROC_DIR``.
 
     Returns:
         Their process ids.

@@ -38,19 +38,19 @@ _HAS_CONTEXT = "context" in inspect.signature(Histogram.record).parameters
 def export_metrics(meter_provider: MeterProvider | None = None) -> Callable[[], None]:
     """Export every metric of the catalogue through ``meter_provider``, from here on.
 
-    Call it once, before the first session: measurements that were taken before are in no histogram
-    that is exported. Histograms have the catalogue's buckets where the OpenTelemetry API takes
-    these from an instrument (1.30 and newer).
+    Call it once, before the first session: the exported histograms do not have measurements that
+    were taken before. They have the catalogue's buckets if the OpenTelemetry API takes buckets from
+    an instrument (1.30 and newer).
 
     Args:
-        meter_provider: Where instruments come from; the application's own (global) one where None.
+        meter_provider: Where instruments come from; if None, the application's own (global) one.
 
     Returns:
         A call that ends it.
 
     Raises:
         ValueError: OpenTelemetry's Prometheus exporter shows its metrics in prometheus_client's
-            default registry, where ours are already.
+            default registry, which already has them.
     """
     _refuse_twice()
     meter = metrics.get_meter("session_metrics_otel", meter_provider=meter_provider)

@@ -74,9 +74,9 @@ def _as_state(value: SessionState | str) -> SessionState:
         raise ValueError(message) from None
 
 
-def _mirrored(stored: str, write: Callable[[Any, Any], None]) -> Any:
+def _mirrored(stored: str, write: Callable[[Any, Any], None], doc: str) -> Any:
     # attrgetter is C: reading a mirrored field costs little more than reading a plain one.
-    return property(attrgetter(stored), write)
+    return property(attrgetter(stored), write, doc=doc)
 
 
 def _get_state(record: DatabaseSessionMetrics) -> SessionState:
@@ -159,9 +159,11 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
     request_id: str  # type: ignore[misc]
     user_id: str  # type: ignore[misc]
     state: SessionState = property(_get_state, _set_state)  # type: ignore[assignment]  # noqa: RUF009
-    query_count: int = _mirrored("_queries", _set_query_count)
-    transaction_count: int = _mirrored("_transactions", _set_transaction_count)
-    error_count: int = _mirrored("_errors", _set_error_count)
+    query_count: int = _mirrored("_queries", _set_query_count, "Statements sent, failed ones too.")
+    transaction_count: int = _mirrored(
+        "_transactions", _set_transaction_count, "Transactions ended."
+    )
+    error_count: int = _mirrored("_errors", _set_error_count, "Errors recorded.")
     total_time_ms: float  # type: ignore[misc]
     closed_at: datetime | None  # type: ignore[misc]
 

@@ -282,11 +282,11 @@ def watch(
     Called again, it goes on with the new limits. A child after ``fork`` has a thread of its own.
 
     Args:
-        overdue: A session open for longer leaks; in seconds.
-        idle_in_transaction: A transaction left open with no statement sent for longer leaks; in
-            seconds.
-        interval: How often the sessions are looked at, in seconds; as a rule as often as
-            ``idle_in_transaction`` needs, at most every minute.
+        overdue: A session that is open for longer than this leaks; in seconds.
+        idle_in_transaction: A session whose open transaction sends nothing for longer than this
+            leaks; in seconds.
+        interval: Seconds between two looks at the sessions; if None, the smaller of the two limits,
+            and at most a minute.
         close_overdue: Close overdue sessions. Whoever holds one finds it closed between two of its
             statements; sessions for asyncio, and those executing a statement, are left alone.
 
@@ -314,7 +314,7 @@ def watch(
 
 
 def unwatch() -> None:
-    """End the watch; nothing where there is none."""
+    """Stop watching, if anybody watches."""
     global _patrol
     with _lock:
         patrol, _patrol = _patrol, None
@@ -323,7 +323,7 @@ def unwatch() -> None:
 
 
 def leak_reports() -> list[LeakReport]:
-    """The last reports, the newest last."""
+    """The last fifty reports, the newest last."""
     patrol = _patrol
     return [] if patrol is None else list(patrol.watchdog.reports)
 

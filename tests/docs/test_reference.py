@@ -31,6 +31,12 @@ def test_every_environment_variable_that_is_read_is_there():
     assert {name for name in read if f"`{name}`" not in page} == set()
 
 
+def test_the_fields_that_count_say_what_they_are():
+    fields = ("query_count", "transaction_count", "error_count")
+    said = [getattr(session_metrics_otel.SessionMetrics, name).__doc__ for name in fields]
+    assert said == ["Statements sent, failed ones too.", "Transactions ended.", "Errors recorded."]
+
+
 def test_every_public_name_is_there():
     page = (REFERENCE / "api.md").read_text()
     pages = page + (REFERENCE / "metrics.md").read_text()

@@ -104,16 +104,20 @@ _lock = threading.Lock()
 
 
 def exhaustion_reports() -> list[dict[str, Any]]:
-    """The last reports on exhausted pools, newest last.
+    """The last twenty reports on exhausted pools, the newest last.
 
-    Each has ``at`` (ISO 8601), ``last_at``, when the last of its requests timed out, ``pool``,
-    ``timeouts`` (how many requests it speaks for so far),
-    ``nested`` (how many of these held a connection already), ``waiting`` (the first of them: its
-    session, request, route, the lines that asked and that made its session, and how many
-    connections its own request ``holds``)
-    and ``holders``: for each connection that was out its session, request, route, state, seconds
-    held, seconds since a statement, statements, last statement, the line of code that took it and
-    the one that made its session.
+    Each is a dictionary with
+
+    - ``at``, when the first of its requests timed out, and ``last_at``, when the last did, in
+      ISO 8601 form;
+    - ``pool``, the pool's name;
+    - ``timeouts``, how many requests it speaks for so far, and ``nested``, how many of these
+      already held a connection;
+    - ``waiting``, the first of these: its session, request and route, the lines that asked and that
+      made its session, and how many connections its own request ``holds``;
+    - ``holders``: for each connection that was out, its session, request, route, state, seconds
+      held, seconds since a statement, statements, last statement, the line of code that took it,
+      and the one that made its session.
     """
     return list(_reports)
 

@@ -31,9 +31,9 @@ class BindingMiddleware:
 
     Args:
         app: The application inside.
-        user_id: Says whose the request is, from its scope; None where nobody's. By default no user
-            is bound.
-        route: Says the route's template, from the scope; by default as Starlette and FastAPI do.
+        user_id: Returns the user's id for a request, from its scope; None if there is no user. By
+            default no user is bound.
+        route: Returns the route's template, from the scope; by default as Starlette and FastAPI do.
     """
 
     def __init__(

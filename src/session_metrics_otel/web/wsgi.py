@@ -30,9 +30,9 @@ class BindingMiddleware:
 
     Args:
         app: The application inside.
-        user_id: Says whose the request is, from its environ; None where nobody's. By default no
-            user is bound.
-        route: Says the route's template, from the environ; by default as Flask does.
+        user_id: Returns the user's id for a request, from its environ; None if there is no user. By
+            default no user is bound.
+        route: Returns the route's template, from the environ; by default as Flask does.
     """
 
     def __init__(
