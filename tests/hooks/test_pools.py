@@ -383,7 +383,7 @@ class TestExhaustion:
         assert len(lines) == 2
         (logged,) = (r for r in caplog.records if r.name == "session_metrics_otel")
         assert logged.exhaustion_report == report
-        assert "No connection to be had from pool 'sqlite/'" in logged.getMessage()
+        assert "No connection available from pool 'sqlite/'" in logged.getMessage()
         assert "route /orders" in logged.getMessage()
         assert shown()["timeouts_total"] == 1
         session.close()

@@ -238,7 +238,7 @@ def test_an_exhausted_pool_names_the_holders_that_wait_and_those_that_leak(
     running: dict[tuple[str, str], Incident], prometheus: Prometheus
 ) -> None:
     leaking = running["dependency_without_finally", "broken"]
-    said = leaking.wait_for_log("No connection to be had")
+    said = leaking.wait_for_log("No connection available")
     assert said.text.count(f"session made at {leaking.culprit}broken") > 10
     nested = "sqlalchemy_pool_nested_timeouts_total"
     prometheus.wait_for(f'{nested}{{job="second_connection-broken"}}', bool)

@@ -36,19 +36,19 @@ def starve() -> None:
     )
     orders = sessionmaker(engine)
     instrument(orders, name="orders")
-    print(f"A pool of {CONNECTIONS} connections. Three requests take one each and keep it:\n")
+    print(f"A pool of {CONNECTIONS} connections. Three requests take one each and keep it.\n")
     held: list[Session | Connection] = [
         _calls_another_service(orders),
         _forgets_to_close(orders),
         _exports(engine),
     ]
     time.sleep(HELD)
-    print(f"A fourth asks for one, and waits {PATIENCE} s. What the log says then:\n")
+    print(f"A fourth request asks for one and waits {PATIENCE} s. Then the log says:\n")
     with bind(request_id="request-4", route="GET /orders"), orders() as session:
         try:
             session.execute(text("select 4"))
         except PoolTimeoutError as refusal:
-            print(f"\nAnd what the fourth request has: {refusal}")
+            print(f"\nThe fourth request gets: {refusal}")
     for taken in held:
         taken.close()
     engine.dispose()

@@ -164,7 +164,7 @@ def _now() -> str:
 
 def _as_text(report: dict[str, Any]) -> str:
     pool, status, holders = report["pool"], report["status"], report["holders"]
-    lines = [f"No connection to be had from pool {pool!r} ({status}); {len(holders)} held:"]
+    lines = [f"No connection available from pool {pool!r} ({status}); {len(holders)} held:"]
     waiting = report["waiting"]
     if waiting["holds"]:
         made = f", in a session made at {waiting['made_at']}," if waiting["made_at"] else ""
