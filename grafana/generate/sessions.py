@@ -7,12 +7,15 @@ from .panel import AMBER, FELT, GREEN, NONE_IS_WELL, RED, Panel, Query
 
 
 def _creations(by: str = "", window: str = RATE) -> str:
-    """The success rate of creation: successes over successes and failures."""
+    """The success rate of creation: successes over successes and failures.
+
+    Where there were neither there is none: NaN would be shown, and in red.
+    """
     rates = f"rate(sqlalchemy_session_creations_total{{{FACTORY},outcome{{}}}}[{window}])"
     group = f" by ({by})" if by else ""
     success = rates.replace("{}", '="success"')
     tried = rates.replace("{}", '=~"success|failure"')
-    return f"sum{group} ({success}) / sum{group} ({tried})"
+    return f"sum{group} ({success}) / (sum{group} ({tried}) > 0)"
 
 
 _SUCCESS = [(RED, None), (AMBER, 0.99), (GREEN, 0.999)]

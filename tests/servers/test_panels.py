@@ -1,0 +1,57 @@
+"""What panels show of series that are written down here, by Prometheus's own engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from servers.test_dashboards import PANELS, asked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from servers.prometheus_server import Promtool
+
+CREATIONS = (
+    'sqlalchemy_session_creations_total{job="shop",instance="%s",factory="orders",outcome="%s"}'
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "series", "shown"),
+    [
+        (
+            "session-metrics-sessions: Session creation success rate",
+            {CREATIONS % ("a", "success"): "0+3x20", CREATIONS % ("a", "failure"): "0+1x20"},
+            {"{}": 0.75},
+        ),
+        # Nobody asks for a session at night: no rate, and not NaN, which is shown in red.
+        (
+            "session-metrics-sessions: Session creation success rate",
+            {CREATIONS % ("a", "success"): "9x20", CREATIONS % ("a", "failure"): "1x20"},
+            {},
+        ),
+    ],
+)
+def test_a_panel_shows(
+    promtool: Promtool, tmp_path: Path, where: str, series: dict[str, str], shown: dict[str, float]
+):
+    (panel,) = (panel for panel in PANELS if panel.where == where)
+    test = {
+        "interval": "30s",
+        "input_series": [{"series": name, "values": of} for name, of in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": asked(panel.text),
+                "eval_time": "10m",
+                "exp_samples": [
+                    {"labels": labels, "value": value} for labels, value in shown.items()
+                ],
+            }
+        ],
+    }
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump({"tests": [test]}))
+    checked = promtool("test", "rules", str(tmp_path / "cases.yaml"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
