@@ -27,7 +27,11 @@ def _sum(metric: str) -> str:
 
 _SPREAD = (MEDIAN, MOST, NEARLY_ALL)
 _OPERATION = "db_client_operation_duration_seconds"
-_USED = f'sum by ({_BY}) (db_client_connection_count{{{POOL},db_client_connection_state="used"}})'
+_EACH = f"sum by (job, instance, {_BY})"
+_FILL = (
+    f'{_EACH} (db_client_connection_count{{{POOL},db_client_connection_state="used"}}) '
+    f"/ {_EACH} (db_client_connection_max{{{POOL}}})"
+)
 
 POOLS = Board(
     uid="session-metrics-pools",
@@ -38,10 +42,12 @@ POOLS = Board(
     rows={
         "Pools": [
             Panel(
-                "Fill against the limit",
-                "Connections that are out, of the most that the pool opens. At 100 % requests wait. "
-                "Look at Routes for who holds them; pools without a limit are not shown.",
-                [Query(f"{_USED} / {_sum('db_client_connection_max')}", _NAME)],
+                "Fill against the limit, in the fullest instance",
+                "Connections that are out, of the most that the pool opens, where that is most: Fleet "
+                "says in which instance. At 100 % requests wait. Look at Routes for who holds them; "
+                "pools without a limit are not shown.",
+                # One instance that is full is not helped by the others: no sum over them.
+                [Query(f"max by ({_BY}) ({_FILL})", _NAME)],
                 unit="percentunit",
                 steps=[(GREEN, None), (AMBER, 0.8), (RED, 0.95)],
                 high=1,

@@ -18,6 +18,11 @@ CREATIONS = (
     'sqlalchemy_session_creations_total{job="shop",instance="%s",factory="orders",outcome="%s"}'
 )
 
+CONNECTIONS = (
+    'db_client_connection_%s{job="shop",instance="%s",db_client_connection_pool_name="db"%s}'
+)
+USED = ',db_client_connection_state="used"'
+
 
 @pytest.mark.parametrize(
     ("where", "series", "shown"),
@@ -32,6 +37,14 @@ CREATIONS = (
             "session-metrics-sessions: Session creation success rate",
             {CREATIONS % ("a", "success"): "9x20", CREATIONS % ("a", "failure"): "1x20"},
             {},
+        ),
+        # One instance is full, and nine others idle: its requests wait.
+        (
+            "session-metrics-pools: Fill against the limit, in the fullest instance",
+            {CONNECTIONS % ("max", f"i{n}", ""): "10x20" for n in range(10)}
+            | {CONNECTIONS % ("count", f"i{n}", USED): "0x20" for n in range(9)}
+            | {CONNECTIONS % ("count", "i9", USED): "10x20"},
+            {'{db_client_connection_pool_name="db"}': 1},
         ),
     ],
 )
