@@ -42,7 +42,7 @@ class Panel:
         says: What it shows, what a bad value looks like, and what to do then.
         queries: What it asks.
         kind: ``time``, ``stat``, ``heatmap`` or ``table``.
-        unit: Grafana's name of the unit.
+        unit: Grafana's name of the unit; a heatmap's is that of its buckets.
         width: Of 24.
         steps: Thresholds: colour by the value it begins at, the first at None.
         low: The axis begins here.
@@ -131,11 +131,14 @@ def _stat(_: Panel) -> Any:
     )
 
 
-def _heatmap(_: Panel) -> Any:
+def _heatmap(panel: Panel) -> Any:
+    # The unit of a panel is that of its values, which are rates here: its buckets have their own.
     return (
         heatmap.Panel()
         .calculate(False)  # noqa: FBT003 - the buckets are Prometheus's
         .color(heatmap.HeatmapColorOptions().scheme("Oranges").steps(64))
+        .y_axis(heatmap.YAxisConfig().unit(panel.unit))
+        .cell_values(heatmap.CellValues().unit("cps"))
     )
 
 

@@ -87,6 +87,12 @@ class TestDashboard:
             assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
             assert len(panel["fieldConfig"]["defaults"]["noValue"]) > len("no data"), panel["title"]
 
+    def test_a_heatmap_has_the_unit_of_its_buckets_and_that_of_their_rates(self, file: Path):
+        for panel in panels(file):
+            if panel["type"] == "heatmap":
+                assert panel["options"]["yAxis"]["unit"] == "s", panel["title"]
+                assert panel["options"]["cellValues"]["unit"] == "cps", panel["title"]
+
     def test_what_has_a_bad_value_is_red_there(self, file: Path):
         for panel in panels(file):
             defaults = panel["fieldConfig"]["defaults"]
