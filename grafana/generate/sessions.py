@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from .board import FACTORY, MEDIAN, MOST, RATE, Board, chosen, quantile, quantiles, rate
-from .panel import AMBER, FELT, GREEN, NONE_IS_WELL, RED, Panel, Query
+from .panel import (
+    AMBER,
+    FELT,
+    GREEN,
+    NONE_IS_WELL,
+    RED,
+    SUCCESS,
+    SUCCESS_DECIMALS,
+    Panel,
+    Query,
+)
 
 
 def _creations(by: str = "", window: str = RATE) -> str:
@@ -18,7 +28,6 @@ def _creations(by: str = "", window: str = RATE) -> str:
     return f"sum{group} ({success}) / (sum{group} ({tried}) > 0)"
 
 
-_SUCCESS = [(RED, None), (AMBER, 0.99), (GREEN, 0.999)]
 _DO = "See failures by error type, then the dashboard Pools and statements."
 
 SESSIONS = Board(
@@ -37,7 +46,8 @@ SESSIONS = Board(
                 kind="stat",
                 unit="percentunit",
                 width=6,
-                steps=_SUCCESS,
+                decimals=SUCCESS_DECIMALS,
+                steps=SUCCESS,
                 empty="no session asked for a connection",
             ),
             Panel(
@@ -46,7 +56,8 @@ SESSIONS = Board(
                 [Query(_creations("factory"), "{{factory}}")],
                 unit="percentunit",
                 width=10,
-                steps=_SUCCESS,
+                decimals=SUCCESS_DECIMALS,
+                steps=SUCCESS,
                 low=None,
                 high=1,
                 empty="no session asked for a connection",
@@ -57,7 +68,8 @@ SESSIONS = Board(
                 "out of rotation and look there. All below is the database's.",
                 [Query(_creations("instance"), "{{instance}}")],
                 unit="percentunit",
-                steps=_SUCCESS,
+                decimals=SUCCESS_DECIMALS,
+                steps=SUCCESS,
                 low=None,
                 high=1,
                 empty="no session asked for a connection",

@@ -87,6 +87,11 @@ class TestDashboard:
             assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
             assert len(panel["fieldConfig"]["defaults"]["noValue"]) > len("no data"), panel["title"]
 
+    def test_a_success_rate_short_of_its_objective_is_not_rounded_to_it(self, file: Path):
+        for panel in panels(file):
+            if "success rate" in panel["title"].lower():
+                assert panel["fieldConfig"]["defaults"]["decimals"] == 3, panel["title"]
+
     def test_a_heatmap_has_the_unit_of_its_buckets_and_that_of_their_rates(self, file: Path):
         for panel in panels(file):
             if panel["type"] == "heatmap":
