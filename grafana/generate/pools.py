@@ -25,6 +25,12 @@ def _sum(metric: str) -> str:
     return f"sum by ({_BY}) ({metric}{{{POOL}}})"
 
 
+def _with_text(query: Query) -> Query:
+    """The same by operation, with a name for what has none: a line is else called "Value"."""
+    label = "db_operation_name"
+    return Query(f'label_replace({query.expr}, "{label}", "text()", "{label}", "")', query.legend)
+
+
 _SPREAD = (MEDIAN, MOST, NEARLY_ALL)
 _OPERATION = "db_client_operation_duration_seconds"
 _EACH = f"sum by (job, instance, {_BY})"
@@ -159,9 +165,10 @@ POOLS = Board(
         "Statements": [
             Panel(
                 "Statements by operation",
-                "Statements answered each second; text() has no operation. A rise with no more "
-                "sessions is more statements for each: see Statements per session in Sessions.",
-                [rate("db_operation_name", f"{_OPERATION}_count", INSTANCE)],
+                "Statements answered each second, those of all pools; the operation of text() is not "
+                "known. A rise with no more sessions is more statements for each: see Statements per "
+                "session in Sessions.",
+                [_with_text(rate("db_operation_name", f"{_OPERATION}_count", INSTANCE))],
                 unit="cps",
                 empty="no statement so far",
             ),
@@ -169,7 +176,7 @@ POOLS = Board(
                 "Latency by operation, 95 %",
                 "From sending a statement to its answer. One operation that climbs is a lock or a "
                 "missing index; all of them, the database's load.",
-                [quantile(0.95, _OPERATION, INSTANCE, "db_operation_name")],
+                [_with_text(quantile(0.95, _OPERATION, INSTANCE, "db_operation_name"))],
                 unit="s",
                 steps=FELT,
                 empty="no statement so far",

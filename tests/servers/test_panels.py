@@ -21,6 +21,7 @@ CREATIONS = (
 CONNECTIONS = (
     'db_client_connection_%s{job="shop",instance="%s",db_client_connection_pool_name="db"%s}'
 )
+STATEMENTS = 'db_client_operation_duration_seconds_count{job="shop"%s}'
 USED = ',db_client_connection_state="used"'
 
 
@@ -45,6 +46,15 @@ USED = ',db_client_connection_state="used"'
             | {CONNECTIONS % ("count", f"i{n}", USED): "0x20" for n in range(9)}
             | {CONNECTIONS % ("count", "i9", USED): "10x20"},
             {'{db_client_connection_pool_name="db"}': 1},
+        ),
+        # Nothing is known of the operation of text(), and a line with no name is called "Value".
+        (
+            "session-metrics-pools: Statements by operation",
+            {
+                STATEMENTS % "": "0+30x20",
+                STATEMENTS % ',db_operation_name="SELECT"': "0+60x20",
+            },
+            {'{db_operation_name="text()"}': 1, '{db_operation_name="SELECT"}': 2},
         ),
     ],
 )
