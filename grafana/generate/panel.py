@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from grafana_foundation_sdk.builders import common as common_builders
@@ -53,6 +53,7 @@ class Panel:
         high: The axis ends here, as a rule.
         stacked: Whether series lie on one another.
         empty: What is said where there is no data; the dashboard's own words where "".
+        columns: What a table's columns are called, by label; by "Value" for the value.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Panel:
     high: float | None = None
     stacked: bool = False
     empty: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, empty: str) -> Any:
         """The panel for Grafana, on a dashboard that says ``empty`` where there is no data."""
@@ -149,8 +151,12 @@ def _heatmap(panel: Panel) -> Any:
     )
 
 
-def _table(_: Panel) -> Any:
-    return table.Panel()
+def _table(panel: Panel) -> Any:
+    # The time of an instant query is now: it says nothing beside a sum over the time shown.
+    columns = {"excludeByName": {"Time": True}, "indexByName": {}, "renameByName": panel.columns}
+    return table.Panel().with_transformation(
+        dashboard.DataTransformerConfig(id_val="organize", options=columns)
+    )
 
 
 _KINDS = {"time": _time, "stat": _stat, "heatmap": _heatmap, "table": _table}

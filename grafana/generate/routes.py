@@ -52,6 +52,7 @@ ROUTES = Board(
                     )
                 ],
                 kind="table",
+                columns={"http_route": "route", "Value": "held"},
                 unit="s",
                 width=12,
             ),

@@ -87,6 +87,13 @@ class TestDashboard:
             assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
             assert len(panel["fieldConfig"]["defaults"]["noValue"]) > len("no data"), panel["title"]
 
+    def test_a_table_has_names_for_its_columns_and_none_for_the_time(self, file: Path):
+        for panel in panels(file):
+            if panel["type"] == "table":
+                (organized,) = panel["transformations"]
+                assert organized["options"]["excludeByName"] == {"Time": True}, panel["title"]
+                assert "Value" in organized["options"]["renameByName"], panel["title"]
+
     def test_a_success_rate_short_of_its_objective_is_not_rounded_to_it(self, file: Path):
         for panel in panels(file):
             if "success rate" in panel["title"].lower():
