@@ -31,8 +31,10 @@ ERRORS = "job:sqlalchemy_session_errors:rate5m"
 OPEN = "job:sqlalchemy_sessions:sum"
 TIMEOUTS = "job:db_client_connection_timeouts:rate5m"
 LEAKS = "job:sqlalchemy_session_leaks:rate5m"
-_ERRORS_BEFORE = f"avg_over_time({ERRORS}[1h] offset 10m)"
 CLOSED = "job:sqlalchemy_session_closed:rate5m"
+# The mean of an hour, of which a service that had no error has no series: its hour is that of CLOSED.
+_ERRORS_SUM = f"sum_over_time({ERRORS}[1h] offset 10m)"
+_ERRORS_BEFORE = f"{_ERRORS_SUM} / count_over_time({CLOSED}[1h] offset 10m)"
 
 
 def _success_expr(by: str, window: str) -> str:
@@ -142,10 +144,10 @@ ALERTS = [
         "SessionErrorSpike",
         # A service that had no error has no series of errors to be compared with.
         f"{ERRORS} / {CLOSED} > 0.05 and ({ERRORS} > 3 * {_ERRORS_BEFORE} "
-        f"or {ERRORS} unless {_ERRORS_BEFORE})",
+        f"or {ERRORS} unless {_ERRORS_SUM})",
         "ticket",
-        "More than one in twenty sessions of {{ $labels.job }} has an error: three times as many as "
-        "in the last hour, or more.",
+        "{{ $labels.job }} has more than one error to twenty sessions: three times as many as in the "
+        "last hour, or more.",
         wait="5m",
     ),
     _alert(
