@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import session_metrics_otel
 from session_metrics_otel.catalog import CATALOG
 
-if TYPE_CHECKING:
-    import argparse
+ALERT = "{alert}"
+"""What stands for an alert's name in the address of its page."""
 
 _PACKAGE = Path(session_metrics_otel.__file__).parent
 # In a wheel they lie inside the package; in a checkout, beside src/.
@@ -36,9 +37,23 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         "rules",
         "Prometheus recording rules and alerts",
         "Then name the file under rule_files in prometheus.yml. "
-        "Example: rules export /etc/prometheus/rules --job shop. ",
+        "Example: rules export /etc/prometheus/rules --job shop "
+        "--runbooks https://docs.example.org/runbooks/{alert}.html. ",
         export_rules,
+    ).add_argument(
+        "--runbooks",
+        metavar="URL",
+        type=_address_of_an_alert,
+        help="where you keep each alert's page, with {alert} for its name: what runbook_url says "
+        "(default: the page's path in the source of this package)",
     )
+
+
+def _address_of_an_alert(text: str) -> str:
+    if ALERT not in text:
+        missing = f"{text!r} has no {ALERT} for the alert's name"
+        raise argparse.ArgumentTypeError(missing)
+    return text
 
 
 def _add(
@@ -73,7 +88,11 @@ def export_rules(options: argparse.Namespace) -> None:
     """Write the rules to a folder."""
     for file in _files("rules", "*.yaml"):
         text = file.read_text()
-        _write(options.folder, file.name, of_job(text, options.job) if options.job else text)
+        if options.job:
+            text = of_job(text, options.job)
+        if options.runbooks:
+            text = with_runbooks(text, options.runbooks)
+        _write(options.folder, file.name, text)
 
 
 def of_job(rules: str, job: str) -> str:
@@ -89,6 +108,16 @@ def of_job(rules: str, job: str) -> str:
         return f"{name}{{{matcher}," if brace else f"{name}{{{matcher}}}"
 
     return series.sub(restrict, rules)
+
+
+def with_runbooks(rules: str, address: str) -> str:
+    """``rules`` whose alerts have their pages at ``address``, with their name for ``ALERT``."""
+
+    def quoted(found: re.Match[str]) -> str:
+        # JSON is YAML, whatever the address has in it.
+        return f"runbook_url: {json.dumps(address.replace(ALERT, found[1]), ensure_ascii=False)}"
+
+    return re.sub(r"runbook_url: docs/runbooks/(\w+)\.md", quoted, rules)
 
 
 def _files(kind: str, pattern: str) -> list[Path]:
