@@ -22,17 +22,19 @@ _HOMES = (_PACKAGE / "grafana", _PACKAGE.parents[1] / "grafana")
 
 def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the commands to the command line."""
-    _add(
+    dashboards = _add(
         commands,
         "dashboards",
         "Grafana dashboards (Grafana 9.4 and newer)",
         "Then import them in Grafana, or let a dashboard provider read DIR. "
         "Example: dashboards export /var/lib/grafana/dashboards --datasource Main. ",
         export_dashboards,
-    ).add_argument(
+    )
+    dashboards.add_argument("--job", help="the scrape job that is chosen at first")
+    dashboards.add_argument(
         "--datasource", help="the name of the Prometheus data source that is chosen at first"
     )
-    _add(
+    rules = _add(
         commands,
         "rules",
         "Prometheus recording rules and alerts",
@@ -40,7 +42,9 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         "Example: rules export /etc/prometheus/rules --job shop "
         "--runbooks https://docs.example.org/runbooks/{alert}.html. ",
         export_rules,
-    ).add_argument(
+    )
+    rules.add_argument("--job", help="the scrape job of your services: nothing else is looked at")
+    rules.add_argument(
         "--runbooks",
         metavar="URL",
         type=_address_of_an_alert,
@@ -68,7 +72,6 @@ def _add(
         epilog=f"{then}Exit code: 0, or 1 where DIR cannot be written to.",
     )
     export.add_argument("folder", metavar="DIR", type=Path, help="made where it is not there")
-    export.add_argument("--job", help="the scrape job of your services: nothing else is looked at")
     export.set_defaults(run=run)
     return export
 
