@@ -101,11 +101,12 @@ ALERTS = [
     ),
     _alert(
         "ConnectionPoolTimeouts",
-        "sum by (job, instance, db_client_connection_pool_name) "
-        "(increase(db_client_connection_timeouts_total[5m])) > 0",
+        # A single one is over before the wait is: it is an error for somebody, and wakes nobody.
+        f"sum by ({_POOL}) (increase(db_client_connection_timeouts_total[5m])) > 0",
         "page",
-        "Requests gave up waiting for {{ $labels.db_client_connection_pool_name }} of "
-        "{{ $labels.instance }}; its log names who holds the connections.",
+        "Requests have given up waiting for {{ $labels.db_client_connection_pool_name }} of "
+        "{{ $labels.instance }} for five minutes; its log names who holds the connections.",
+        wait="5m",
     ),
     _alert(
         "ConnectionPoolNestedTimeouts",
