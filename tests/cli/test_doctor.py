@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 from wsgiref.simple_server import make_server
@@ -119,6 +120,8 @@ class TestAnApplication:
             ("127.0.0.1:9464/metrics", "is no address. Give http://127.0.0.1:9464/metrics"),
             ("http://127.0.0.1:1/metrics", "cannot be read"),
             ("ftp://127.0.0.1/", "is no address of /metrics"),
+            ("http://[::1/metrics", "cannot be read: Invalid IPv6 URL"),
+            ("http://shop front/metrics", "cannot be read: URL can't contain control characters"),
         ],
     )
     def test_what_cannot_be_looked_at(self, doctor, tmp_path, target, says):
@@ -196,6 +199,20 @@ class TestAnAddress:
         server.server_close()
         assert code == 2
         assert "does not answer as /metrics does" in said
+
+    def test_where_something_else_than_http_answers(self, doctor):
+        with socket.create_server(("127.0.0.1", 0)) as database:
+
+            def answer():
+                connection, _ = database.accept()
+                with connection:
+                    connection.recv(1)
+                    connection.sendall(b"E\0\0\0\r\n")
+
+            threading.Thread(target=answer, daemon=True).start()
+            code, said = doctor(f"http://127.0.0.1:{database.getsockname()[1]}/metrics")
+        assert code == 2
+        assert "cannot be read" in said
 
     def test_without(self, serve, doctor):
         code, said = doctor(serve(CollectorRegistry()))

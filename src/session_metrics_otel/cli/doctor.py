@@ -6,8 +6,8 @@ import importlib
 import os
 import re
 import sys
-import urllib.error
 import urllib.request
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
@@ -228,9 +228,9 @@ def _of_exemplars(kind: str, samples: list[Any]) -> Iterator[Finding]:
 def _fetch(address: str) -> tuple[str, str]:
     if not address.startswith(("http://", "https://")):
         _give_up(f"{address!r} is no address of /metrics. Give http://host:port/metrics.")
-    asked = urllib.request.Request(address, headers={"Accept": OPENMETRICS})  # noqa: S310
     try:
+        asked = urllib.request.Request(address, headers={"Accept": OPENMETRICS})  # noqa: S310
         with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:  # noqa: S310
             return answer.read().decode(), answer.headers.get("Content-Type", "")
-    except (urllib.error.URLError, OSError, ValueError) as refusal:
+    except (HTTPException, OSError, ValueError) as refusal:
         _give_up(f"{address} cannot be read: {refusal}. Is the application running there?")
