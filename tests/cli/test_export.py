@@ -69,7 +69,7 @@ def test_rules_with_the_address_of_each_alerts_page(tmp_path):
     assert alerts
     for alert in alerts:
         alert["annotations"]["runbook_url"] = address.replace("{alert}", alert["alert"])
-    assert yaml.safe_load(file.read_text()) == expected
+    assert yaml.safe_load(file.read_bytes()) == expected
 
 
 def test_an_address_that_is_the_same_for_every_alert_is_an_error(tmp_path, capsys):

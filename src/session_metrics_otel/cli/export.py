@@ -80,7 +80,7 @@ def export_dashboards(options: argparse.Namespace) -> None:
     """Write the dashboards to a folder."""
     chosen = {"datasource": options.datasource, "job": options.job}
     for file in _files("dashboards", "*.json"):
-        board = json.loads(file.read_text())
+        board = json.loads(file.read_text("utf-8"))
         for variable in board["templating"]["list"]:
             if value := chosen.get(variable["name"]):
                 variable["current"] = {"selected": True, "text": value, "value": value}
@@ -90,7 +90,7 @@ def export_dashboards(options: argparse.Namespace) -> None:
 def export_rules(options: argparse.Namespace) -> None:
     """Write the rules to a folder."""
     for file in _files("rules", "*.yaml"):
-        text = file.read_text()
+        text = file.read_text("utf-8")
         if options.job:
             text = of_job(text, options.job)
         if options.runbooks:
@@ -134,7 +134,7 @@ def _files(kind: str, pattern: str) -> list[Path]:
 def _write(folder: Path, name: str, text: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, "utf-8")
     except OSError as refusal:
         sys.exit(f"Cannot write to {folder} ({refusal}). Give a folder that can be written to.")
     print(folder / name)
