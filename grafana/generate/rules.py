@@ -15,6 +15,7 @@ BUDGET = 0.001
 """Creations that may fail: the objective is 99.9 %."""
 
 _CREATIONS = "sqlalchemy_session_creations_total"
+_SUCCESSES = f'{_CREATIONS}{{outcome="success"}}'
 _POOL = "job, instance, db_client_connection_pool_name"
 _FAULTS = "sqlalchemy_session_telemetry_faults_total"
 
@@ -39,7 +40,7 @@ _ERRORS_BEFORE = f"{_ERRORS_SUM} / count_over_time({CLOSED}[1h] offset 10m)"
 
 def _success_expr(by: str, window: str) -> str:
     return (
-        f'sum by ({by}) (rate({_CREATIONS}{{outcome="success"}}[{window}])) '
+        f"sum by ({by}) (rate({_SUCCESSES}[{window}])) "
         f'/ sum by ({by}) (rate({_CREATIONS}{{outcome=~"success|failure"}}[{window}]))'
     )
 
@@ -153,8 +154,9 @@ ALERTS = [
     ),
     _alert(
         "SessionTelemetryGone",
-        "count by (job) (present_over_time(sqlalchemy_session_peak[6h])) "
-        "unless count by (job) (sqlalchemy_session_peak)",
+        # A counter: in multi-process mode, gauges go with the last worker that had a session.
+        f"count by (job) (present_over_time({_SUCCESSES}[6h])) "
+        f"unless count by (job) ({_SUCCESSES})",
         "ticket",
         "{{ $labels.job }} had session metrics in the last six hours and has none now.",
         wait="5m",
