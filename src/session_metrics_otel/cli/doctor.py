@@ -178,9 +178,9 @@ def of_address(address: str) -> Iterator[Finding]:
     sums: dict[str, float] = {}
     for sample in samples:
         sums[sample.name] = sums.get(sample.name, 0) + sample.value
-    factories = sorted(
-        {sample.labels["factory"] for sample in samples if sample.name == "sqlalchemy_session_peak"}
-    )
+    # A counter: in multi-process mode, gauges go with the last worker that had a session.
+    counts = [sample for sample in samples if sample.name == "sqlalchemy_session_creations_total"]
+    factories = sorted({sample.labels.get("factory", "") for sample in counts})
     if factories:
         yield Finding("well", f"sessions are counted, of the factories {', '.join(factories)}")
     else:
