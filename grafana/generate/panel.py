@@ -114,7 +114,8 @@ class Panel:
 
 
 def _time(panel: Panel) -> Any:
-    made = timeseries.Panel().fill_opacity(10).show_points(common.VisibilityMode.NEVER)
+    # Grafana shows a value that stands alone, such as a single time-out, with points or not at all.
+    made = timeseries.Panel().fill_opacity(10).show_points(common.VisibilityMode.AUTO)
     if panel.stacked:
         stacking = common_builders.StackingConfig().mode(common.StackingMode.NORMAL)
         made = made.stacking(stacking).fill_opacity(40)

@@ -87,6 +87,12 @@ class TestDashboard:
             assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
             assert len(panel["fieldConfig"]["defaults"]["noValue"]) > len("no data"), panel["title"]
 
+    def test_a_value_that_stands_alone_is_shown(self, file: Path):
+        for panel in panels(file):
+            if panel["type"] == "timeseries":
+                custom = panel["fieldConfig"]["defaults"]["custom"]
+                assert custom["showPoints"] == "auto", panel["title"]
+
     def test_a_table_has_names_for_its_columns_and_none_for_the_time(self, file: Path):
         for panel in panels(file):
             if panel["type"] == "table":
