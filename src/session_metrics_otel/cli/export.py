@@ -26,7 +26,9 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         commands,
         "dashboards",
         "Grafana dashboards (Grafana 9.4 and newer)",
-        "Then import them in Grafana, or let a dashboard provider read DIR. "
+        "Then import them in Grafana, or let a dashboard provider read DIR. Where Prometheus "
+        "scrapes less often than every 15 s, tell Grafana in its data source (Scrape interval), or "
+        "rates have gaps or nothing. "
         "Example: dashboards export /var/lib/grafana/dashboards --datasource Main. ",
         export_dashboards,
     )
