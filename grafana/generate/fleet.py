@@ -81,8 +81,9 @@ FLEET = Board(
             ),
             Panel(
                 "Longest waits for a connection, 95 %",
-                "What users wait before the database is even asked, by service. Tenths of a second are "
-                "a pool at its limit or slow connecting: open Pools for that service.",
+                "What users wait before the database is even asked, by service; 10 s is 10 s or more, "
+                "and those that gave up are in Pool time-outs alone. Tenths of a second are a pool at "
+                "its limit or slow connecting: open Pools for that service.",
                 [Query(f"topk(10, {WAIT_P95}{{{JOB}}} >= 0)", "{{job}}")],
                 unit="s",
                 steps=FELT,

@@ -112,9 +112,10 @@ POOLS = Board(
             ),
             Panel(
                 "Wait for a connection",
-                "Time to have a connection, opening one included. Growth here is felt by every "
-                "request. As long as the time to open one: connections are not kept. Longer: the "
-                "pool is full, see who holds it in Routes.",
+                "Time to have a connection, opening one included; 10 s is 10 s or more, and those that "
+                "gave up are in Time-outs alone. Growth here is felt by every request. As long as the "
+                "time to open one: connections are not kept. Longer: the pool is full, see who holds "
+                "it in Routes.",
                 quantiles("db_client_connection_wait_time_seconds", POOL, *_SPREAD),
                 unit="s",
                 width=6,
@@ -174,8 +175,8 @@ POOLS = Board(
             ),
             Panel(
                 "Latency by operation, 95 %",
-                "From sending a statement to its answer. One operation that climbs is a lock or a "
-                "missing index; all of them, the database's load.",
+                "From sending a statement to its answer; 10 s is 10 s or more. One operation that "
+                "climbs is a lock or a missing index; all of them, the database's load.",
                 [_with_text(quantile(0.95, _OPERATION, INSTANCE, "db_operation_name"))],
                 unit="s",
                 steps=FELT,

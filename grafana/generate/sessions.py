@@ -98,8 +98,9 @@ SESSIONS = Board(
             ),
             Panel(
                 "Time to the first connection",
-                "From a session's creation to its first connection. Growth is waiting for the pool or "
-                "slow connecting (see Pools); work done before the first statement counts as well.",
+                "From a session's creation to its first connection; 10 s is 10 s or more. Growth is "
+                "waiting for the pool or slow connecting (see Pools); work done before the first "
+                "statement counts as well.",
                 quantiles("sqlalchemy_session_creation_duration_seconds", FACTORY, MEDIAN, MOST),
                 unit="s",
                 steps=FELT,
