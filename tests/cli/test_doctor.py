@@ -89,7 +89,8 @@ class TestAnApplication:
         code, said = doctor("shop:Forgotten")
         assert code == 1
         assert "MEND  shop:Forgotten is not instrumented" in said
-        assert "Call instrument(Forgotten, name=...)" in said
+        assert "Call instrument(Forgotten, name=...) where it is made." in said
+        assert "run this by it too" in said
 
     def test_a_provider_and_a_multi_process_directory(self, doctor, monkeypatch, tmp_path):
         monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))

@@ -93,7 +93,8 @@ def of_object(name: str) -> Iterator[Finding]:
         yield Finding(
             "mend",
             f"{name} is not instrumented: none of its sessions is counted",
-            f"Call instrument({name.partition(':')[2]}, name=...) where it is made.",
+            f"Call instrument({name.partition(':')[2]}, name=...) where it is made. An application "
+            "that opentelemetry-instrument runs is instrumented by that: run this by it too.",
         )
     else:
         yield Finding("well", f"{name} is instrumented: its series have factory={factory!r}")
