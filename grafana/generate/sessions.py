@@ -28,6 +28,8 @@ def _creations(by: str = "", window: str = RATE) -> str:
     return f"sum{group} ({success}) / (sum{group} ({tried}) > 0)"
 
 
+# Factories of several services may have one name: most have the default's.
+_EACH, _NAME = "job, factory", "{{job}} {{factory}}"
 _DO = "See failures by error type, then the dashboard Pools and statements."
 
 SESSIONS = Board(
@@ -53,7 +55,7 @@ SESSIONS = Board(
             Panel(
                 "Success rate over time, by factory",
                 f"A dip is an outage of the database or an exhausted pool. {_DO}",
-                [Query(_creations("factory"), "{{factory}}")],
+                [Query(_creations(_EACH), _NAME)],
                 unit="percentunit",
                 width=10,
                 decimals=SUCCESS_DECIMALS,
@@ -122,8 +124,8 @@ SESSIONS = Board(
                 "says where it was made. Batch jobs may be long on purpose.",
                 [
                     Query(
-                        f"max by (factory) (sqlalchemy_session_oldest_age_seconds{{{FACTORY}}})",
-                        "{{factory}}",
+                        f"max by ({_EACH}) (sqlalchemy_session_oldest_age_seconds{{{FACTORY}}})",
+                        _NAME,
                     )
                 ],
                 unit="s",
@@ -134,7 +136,7 @@ SESSIONS = Board(
                 "Most open at once",
                 "Since each process started. At the pool's limit or above, requests wait at peak "
                 "times: let fewer run at once, or a larger pool if the database has room.",
-                [Query(f"max by (factory) (sqlalchemy_session_peak{{{FACTORY}}})", "{{factory}}")],
+                [Query(f"max by ({_EACH}) (sqlalchemy_session_peak{{{FACTORY}}})", _NAME)],
                 width=6,
             ),
             Panel(
@@ -216,7 +218,7 @@ SESSIONS = Board(
                 "Optimistic lock failures",
                 "Flushes refused as the row had changed meanwhile. A few are what version_id_col is "
                 "for; many are the same rows wanted by all: read them later, or lock them.",
-                [rate("factory", "sqlalchemy_session_optimistic_lock_failures_total", FACTORY)],
+                [rate(_EACH, "sqlalchemy_session_optimistic_lock_failures_total", FACTORY)],
                 unit="cps",
                 width=6,
             ),
@@ -224,7 +226,7 @@ SESSIONS = Board(
                 "Sessions with repeated statements",
                 "Sessions that sent one statement over and over: N+1 queries, where repeated_statements "
                 "is on. The session's span names the statement: load it with selectinload or a join.",
-                [rate("factory", "sqlalchemy_session_repeated_statements_total", FACTORY)],
+                [rate(_EACH, "sqlalchemy_session_repeated_statements_total", FACTORY)],
                 unit="cps",
                 width=6,
                 empty="none, or not looked for",

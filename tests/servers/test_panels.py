@@ -39,6 +39,16 @@ USED = ',db_client_connection_state="used"'
             {CREATIONS % ("a", "success"): "9x20", CREATIONS % ("a", "failure"): "1x20"},
             {},
         ),
+        # Two services have factories of one name: the one that is well does not hide the other.
+        (
+            "session-metrics-sessions: Success rate over time, by factory",
+            {
+                CREATIONS % ("a", "success"): "0+3x20",
+                (CREATIONS % ("b", "success")).replace("shop", "bank"): "0x20",
+                (CREATIONS % ("b", "failure")).replace("shop", "bank"): "0+1x20",
+            },
+            {'{job="shop",factory="orders"}': 1, '{job="bank",factory="orders"}': 0},
+        ),
         # One instance is full, and nine others idle: its requests wait.
         (
             "session-metrics-pools: Fill against the limit, in the fullest instance",
