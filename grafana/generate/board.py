@@ -39,8 +39,9 @@ def chosen(*names: str) -> dict[str, str]:
 
 
 def rate(by: str, metric: str, where: str) -> Query:
-    """How fast ``metric`` rises, for each value of the label ``by``."""
-    return Query(_rate(by, metric, where), f"{{{{{by}}}}}")
+    """How fast ``metric`` rises, for each value of the label ``by``, or of several."""
+    legend = " ".join(f"{{{{{label}}}}}" for label in by.split(", "))
+    return Query(_rate(by, metric, where), legend)
 
 
 def quantile(q: float, metric: str, where: str, by: str) -> Query:

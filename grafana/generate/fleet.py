@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .board import FACTORY_OF_JOB, INSTANCE, JOB, Board
-from .panel import AMBER, FELT, GREEN, RED, Panel, Query
+from .panel import AMBER, FELT, GREEN, RED, SUCCESS, SUCCESS_DECIMALS, Panel, Query
 from .rules import (
     ERRORS,
     FILL,
@@ -15,7 +15,6 @@ from .rules import (
     WAIT_P95,
 )
 
-_SUCCESS = [(RED, None), (AMBER, 0.99), (GREEN, 0.999)]
 _NO_SESSION = "no session was created, or the recording rules are not loaded"
 
 FLEET = Board(
@@ -42,7 +41,8 @@ FLEET = Board(
                 ],
                 kind="stat",
                 unit="percentunit",
-                steps=_SUCCESS,
+                decimals=SUCCESS_DECIMALS,
+                steps=SUCCESS,
                 low=None,
                 empty=_NO_SESSION,
             ),
@@ -59,7 +59,8 @@ FLEET = Board(
                 ],
                 kind="stat",
                 unit="percentunit",
-                steps=_SUCCESS,
+                decimals=SUCCESS_DECIMALS,
+                steps=SUCCESS,
                 low=None,
                 empty=_NO_SESSION,
             ),
@@ -80,8 +81,9 @@ FLEET = Board(
             ),
             Panel(
                 "Longest waits for a connection, 95 %",
-                "What users wait before the database is even asked, by service. Tenths of a second are "
-                "a pool at its limit or slow connecting: open Pools for that service.",
+                "What users wait before the database is even asked, by service; 10 s is 10 s or more, "
+                "and those that gave up are in Pool time-outs alone. Tenths of a second are a pool at "
+                "its limit or slow connecting: open Pools for that service.",
                 [Query(f"topk(10, {WAIT_P95}{{{JOB}}} >= 0)", "{{job}}")],
                 unit="s",
                 steps=FELT,

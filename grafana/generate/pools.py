@@ -25,9 +25,19 @@ def _sum(metric: str) -> str:
     return f"sum by ({_BY}) ({metric}{{{POOL}}})"
 
 
+def _with_text(query: Query) -> Query:
+    """The same by operation, with a name for what has none: a line is else called "Value"."""
+    label = "db_operation_name"
+    return Query(f'label_replace({query.expr}, "{label}", "text()", "{label}", "")', query.legend)
+
+
 _SPREAD = (MEDIAN, MOST, NEARLY_ALL)
 _OPERATION = "db_client_operation_duration_seconds"
-_USED = f'sum by ({_BY}) (db_client_connection_count{{{POOL},db_client_connection_state="used"}})'
+_EACH = f"sum by (job, instance, {_BY})"
+_FILL = (
+    f'{_EACH} (db_client_connection_count{{{POOL},db_client_connection_state="used"}}) '
+    f"/ {_EACH} (db_client_connection_max{{{POOL}}})"
+)
 
 POOLS = Board(
     uid="session-metrics-pools",
@@ -38,10 +48,12 @@ POOLS = Board(
     rows={
         "Pools": [
             Panel(
-                "Fill against the limit",
-                "Connections that are out, of the most that the pool opens. At 100 % requests wait. "
-                "Look at Routes for who holds them; pools without a limit are not shown.",
-                [Query(f"{_USED} / {_sum('db_client_connection_max')}", _NAME)],
+                "Fill against the limit, in the fullest instance",
+                "Connections that are out, of the most that the pool opens, where that is most: Fleet "
+                "says in which instance. At 100 % requests wait. Look at Routes for who holds them; "
+                "pools without a limit are not shown.",
+                # One instance that is full is not helped by the others: no sum over them.
+                [Query(f"max by ({_BY}) ({_FILL})", _NAME)],
                 unit="percentunit",
                 steps=[(GREEN, None), (AMBER, 0.8), (RED, 0.95)],
                 high=1,
@@ -100,9 +112,10 @@ POOLS = Board(
             ),
             Panel(
                 "Wait for a connection",
-                "Time to have a connection, opening one included. Growth here is felt by every "
-                "request. As long as the time to open one: connections are not kept. Longer: the "
-                "pool is full, see who holds it in Routes.",
+                "Time to have a connection, opening one included; 10 s is 10 s or more, and those that "
+                "gave up are in Time-outs alone. Growth here is felt by every request. As long as the "
+                "time to open one: connections are not kept. Longer: the pool is full, see who holds "
+                "it in Routes.",
                 quantiles("db_client_connection_wait_time_seconds", POOL, *_SPREAD),
                 unit="s",
                 width=6,
@@ -153,17 +166,18 @@ POOLS = Board(
         "Statements": [
             Panel(
                 "Statements by operation",
-                "Statements answered each second; text() has no operation. A rise with no more "
-                "sessions is more statements for each: see Statements per session in Sessions.",
-                [rate("db_operation_name", f"{_OPERATION}_count", INSTANCE)],
+                "Statements answered each second, those of all pools; the operation of text() is not "
+                "known. A rise with no more sessions is more statements for each: see Statements per "
+                "session in Sessions.",
+                [_with_text(rate("db_operation_name", f"{_OPERATION}_count", INSTANCE))],
                 unit="cps",
                 empty="no statement so far",
             ),
             Panel(
                 "Latency by operation, 95 %",
-                "From sending a statement to its answer. One operation that climbs is a lock or a "
-                "missing index; all of them, the database's load.",
-                [quantile(0.95, _OPERATION, INSTANCE, "db_operation_name")],
+                "From sending a statement to its answer; 10 s is 10 s or more. One operation that "
+                "climbs is a lock or a missing index; all of them, the database's load.",
+                [_with_text(quantile(0.95, _OPERATION, INSTANCE, "db_operation_name"))],
                 unit="s",
                 steps=FELT,
                 empty="no statement so far",

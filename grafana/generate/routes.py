@@ -35,8 +35,9 @@ ROUTES = Board(
             ),
             Panel(
                 "Sessions by route",
-                "Sessions closed each second. More of them than the route has requests is several "
-                "sessions, and connections, for one request: pass the first one on.",
+                "Sessions closed each second, of the factories chosen, as connections cannot be. More of "
+                "them than the route has requests is several sessions, and connections, for one "
+                "request: pass the first one on.",
                 [rate("http_route", "sqlalchemy_route_sessions_total", FACTORY)],
                 unit="cps",
                 width=12,
@@ -52,6 +53,7 @@ ROUTES = Board(
                     )
                 ],
                 kind="table",
+                columns={"http_route": "route", "Value": "held"},
                 unit="s",
                 width=12,
             ),

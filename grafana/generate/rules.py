@@ -15,6 +15,7 @@ BUDGET = 0.001
 """Creations that may fail: the objective is 99.9 %."""
 
 _CREATIONS = "sqlalchemy_session_creations_total"
+_SUCCESSES = f'{_CREATIONS}{{outcome="success"}}'
 _POOL = "job, instance, db_client_connection_pool_name"
 _FAULTS = "sqlalchemy_session_telemetry_faults_total"
 
@@ -31,13 +32,15 @@ ERRORS = "job:sqlalchemy_session_errors:rate5m"
 OPEN = "job:sqlalchemy_sessions:sum"
 TIMEOUTS = "job:db_client_connection_timeouts:rate5m"
 LEAKS = "job:sqlalchemy_session_leaks:rate5m"
-_ERRORS_BEFORE = f"avg_over_time({ERRORS}[1h] offset 10m)"
 CLOSED = "job:sqlalchemy_session_closed:rate5m"
+# The mean of an hour, of which a service that had no error has no series: its hour is that of CLOSED.
+_ERRORS_SUM = f"sum_over_time({ERRORS}[1h] offset 10m)"
+_ERRORS_BEFORE = f"{_ERRORS_SUM} / count_over_time({CLOSED}[1h] offset 10m)"
 
 
 def _success_expr(by: str, window: str) -> str:
     return (
-        f'sum by ({by}) (rate({_CREATIONS}{{outcome="success"}}[{window}])) '
+        f"sum by ({by}) (rate({_SUCCESSES}[{window}])) "
         f'/ sum by ({by}) (rate({_CREATIONS}{{outcome=~"success|failure"}}[{window}]))'
     )
 
@@ -99,11 +102,12 @@ ALERTS = [
     ),
     _alert(
         "ConnectionPoolTimeouts",
-        "sum by (job, instance, db_client_connection_pool_name) "
-        "(increase(db_client_connection_timeouts_total[5m])) > 0",
+        # A single one is over before the wait is: it is an error for somebody, and wakes nobody.
+        f"sum by ({_POOL}) (increase(db_client_connection_timeouts_total[5m])) > 0",
         "page",
-        "Requests gave up waiting for {{ $labels.db_client_connection_pool_name }} of "
-        "{{ $labels.instance }}; its log names who holds the connections.",
+        "Requests have given up waiting for {{ $labels.db_client_connection_pool_name }} of "
+        "{{ $labels.instance }} for five minutes; its log names who holds the connections.",
+        wait="5m",
     ),
     _alert(
         "ConnectionPoolNestedTimeouts",
@@ -142,16 +146,17 @@ ALERTS = [
         "SessionErrorSpike",
         # A service that had no error has no series of errors to be compared with.
         f"{ERRORS} / {CLOSED} > 0.05 and ({ERRORS} > 3 * {_ERRORS_BEFORE} "
-        f"or {ERRORS} unless {_ERRORS_BEFORE})",
+        f"or {ERRORS} unless {_ERRORS_SUM})",
         "ticket",
-        "More than one in twenty sessions of {{ $labels.job }} has an error: three times as many as "
-        "in the last hour, or more.",
+        "{{ $labels.job }} has more than one error to twenty sessions: three times as many as in the "
+        "last hour, or more.",
         wait="5m",
     ),
     _alert(
         "SessionTelemetryGone",
-        "count by (job) (present_over_time(sqlalchemy_session_peak[6h])) "
-        "unless count by (job) (sqlalchemy_session_peak)",
+        # A counter: in multi-process mode, gauges go with the last worker that had a session.
+        f"count by (job) (present_over_time({_SUCCESSES}[6h])) "
+        f"unless count by (job) ({_SUCCESSES})",
         "ticket",
         "{{ $labels.job }} had session metrics in the last six hours and has none now.",
         wait="5m",

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from .board import FACTORY, MEDIAN, MOST, RATE, Board, chosen, quantile, quantiles, rate
-from .panel import AMBER, FELT, GREEN, NONE_IS_WELL, RED, Panel, Query
+from .panel import (
+    AMBER,
+    FELT,
+    GREEN,
+    NONE_IS_WELL,
+    RED,
+    SUCCESS,
+    SUCCESS_DECIMALS,
+    Panel,
+    Query,
+)
 
 
 def _creations(by: str = "", window: str = RATE) -> str:
-    """The success rate of creation: successes over successes and failures."""
+    """The success rate of creation: successes over successes and failures.
+
+    Where there were neither there is none: NaN would be shown, and in red.
+    """
     rates = f"rate(sqlalchemy_session_creations_total{{{FACTORY},outcome{{}}}}[{window}])"
     group = f" by ({by})" if by else ""
     success = rates.replace("{}", '="success"')
     tried = rates.replace("{}", '=~"success|failure"')
-    return f"sum{group} ({success}) / sum{group} ({tried})"
+    return f"sum{group} ({success}) / (sum{group} ({tried}) > 0)"
 
 
-_SUCCESS = [(RED, None), (AMBER, 0.99), (GREEN, 0.999)]
+# Factories of several services may have one name: most have the default's.
+_EACH, _NAME = "job, factory", "{{job}} {{factory}}"
 _DO = "See failures by error type, then the dashboard Pools and statements."
 
 SESSIONS = Board(
@@ -34,16 +48,18 @@ SESSIONS = Board(
                 kind="stat",
                 unit="percentunit",
                 width=6,
-                steps=_SUCCESS,
+                decimals=SUCCESS_DECIMALS,
+                steps=SUCCESS,
                 empty="no session asked for a connection",
             ),
             Panel(
                 "Success rate over time, by factory",
                 f"A dip is an outage of the database or an exhausted pool. {_DO}",
-                [Query(_creations("factory"), "{{factory}}")],
+                [Query(_creations(_EACH), _NAME)],
                 unit="percentunit",
                 width=10,
-                steps=_SUCCESS,
+                decimals=SUCCESS_DECIMALS,
+                steps=SUCCESS,
                 low=None,
                 high=1,
                 empty="no session asked for a connection",
@@ -54,7 +70,8 @@ SESSIONS = Board(
                 "out of rotation and look there. All below is the database's.",
                 [Query(_creations("instance"), "{{instance}}")],
                 unit="percentunit",
-                steps=_SUCCESS,
+                decimals=SUCCESS_DECIMALS,
+                steps=SUCCESS,
                 low=None,
                 high=1,
                 empty="no session asked for a connection",
@@ -83,8 +100,9 @@ SESSIONS = Board(
             ),
             Panel(
                 "Time to the first connection",
-                "From a session's creation to its first connection. Growth is waiting for the pool or "
-                "slow connecting (see Pools); work done before the first statement counts as well.",
+                "From a session's creation to its first connection; 10 s is 10 s or more. Growth is "
+                "waiting for the pool or slow connecting (see Pools); work done before the first "
+                "statement counts as well.",
                 quantiles("sqlalchemy_session_creation_duration_seconds", FACTORY, MEDIAN, MOST),
                 unit="s",
                 steps=FELT,
@@ -106,8 +124,8 @@ SESSIONS = Board(
                 "says where it was made. Batch jobs may be long on purpose.",
                 [
                     Query(
-                        f"max by (factory) (sqlalchemy_session_oldest_age_seconds{{{FACTORY}}})",
-                        "{{factory}}",
+                        f"max by ({_EACH}) (sqlalchemy_session_oldest_age_seconds{{{FACTORY}}})",
+                        _NAME,
                     )
                 ],
                 unit="s",
@@ -118,7 +136,7 @@ SESSIONS = Board(
                 "Most open at once",
                 "Since each process started. At the pool's limit or above, requests wait at peak "
                 "times: let fewer run at once, or a larger pool if the database has room.",
-                [Query(f"max by (factory) (sqlalchemy_session_peak{{{FACTORY}}})", "{{factory}}")],
+                [Query(f"max by ({_EACH}) (sqlalchemy_session_peak{{{FACTORY}}})", _NAME)],
                 width=6,
             ),
             Panel(
@@ -200,7 +218,7 @@ SESSIONS = Board(
                 "Optimistic lock failures",
                 "Flushes refused as the row had changed meanwhile. A few are what version_id_col is "
                 "for; many are the same rows wanted by all: read them later, or lock them.",
-                [rate("factory", "sqlalchemy_session_optimistic_lock_failures_total", FACTORY)],
+                [rate(_EACH, "sqlalchemy_session_optimistic_lock_failures_total", FACTORY)],
                 unit="cps",
                 width=6,
             ),
@@ -208,7 +226,7 @@ SESSIONS = Board(
                 "Sessions with repeated statements",
                 "Sessions that sent one statement over and over: N+1 queries, where repeated_statements "
                 "is on. The session's span names the statement: load it with selectinload or a join.",
-                [rate("factory", "sqlalchemy_session_repeated_statements_total", FACTORY)],
+                [rate(_EACH, "sqlalchemy_session_repeated_statements_total", FACTORY)],
                 unit="cps",
                 width=6,
                 empty="none, or not looked for",

@@ -90,6 +90,23 @@ def test_a_port_that_is_taken_says_what_to_do(option):
     assert f"Choose another: {option} 0 for any." in second.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "code", "says"),
+    [
+        (["--port", "99999"], 1, "Cannot listen on port 99999"),
+        (["--host", "192.0.2.1"], 1, "--host has to be an address of this machine."),
+        (["--rate", "0"], 2, "argument --rate: '0' is not a number above 0"),
+        (["--seconds", "nan"], 2, "argument --seconds: 'nan' is not a number above 0"),
+    ],
+)
+def test_what_cannot_be_is_an_error_that_says_so(given, code, says):
+    ended = subprocess.run(
+        [*DEMO, *ANY_PORTS, *given], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == code
+    assert says in ended.stderr
+
+
 def test_help_names_the_commands():
     done = subprocess.run(
         [*DEMO[:-1], "--help"], capture_output=True, text=True, timeout=60, check=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 from wsgiref.simple_server import make_server
@@ -88,7 +89,8 @@ class TestAnApplication:
         code, said = doctor("shop:Forgotten")
         assert code == 1
         assert "MEND  shop:Forgotten is not instrumented" in said
-        assert "Call instrument(Forgotten, name=...)" in said
+        assert "Call instrument(Forgotten, name=...) where it is made." in said
+        assert "run this by it too" in said
 
     def test_a_provider_and_a_multi_process_directory(self, doctor, monkeypatch, tmp_path):
         monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
@@ -119,6 +121,8 @@ class TestAnApplication:
             ("127.0.0.1:9464/metrics", "is no address. Give http://127.0.0.1:9464/metrics"),
             ("http://127.0.0.1:1/metrics", "cannot be read"),
             ("ftp://127.0.0.1/", "is no address of /metrics"),
+            ("http://[::1/metrics", "cannot be read: Invalid IPv6 URL"),
+            ("http://shop front/metrics", "cannot be read: URL can't contain control characters"),
         ],
     )
     def test_what_cannot_be_looked_at(self, doctor, tmp_path, target, says):
@@ -174,6 +178,8 @@ class TestAnAddress:
         registry.register(Ours())
         code, said = doctor(serve(registry))
         assert code == 1
+        # In multi-process mode, counters outlive the gauges of the workers that counted.
+        assert "well  sessions are counted, of the factories orders" in said
         assert "well  2 pools are observed" in said
         assert "MEND  the instrumentation itself failed 4 times" in said
         assert "well  exemplars lead from the histograms to traces" in said
@@ -196,6 +202,20 @@ class TestAnAddress:
         server.server_close()
         assert code == 2
         assert "does not answer as /metrics does" in said
+
+    def test_where_something_else_than_http_answers(self, doctor):
+        with socket.create_server(("127.0.0.1", 0)) as database:
+
+            def answer():
+                connection, _ = database.accept()
+                with connection:
+                    connection.recv(1)
+                    connection.sendall(b"E\0\0\0\r\n")
+
+            threading.Thread(target=answer, daemon=True).start()
+            code, said = doctor(f"http://127.0.0.1:{database.getsockname()[1]}/metrics")
+        assert code == 2
+        assert "cannot be read" in said
 
     def test_without(self, serve, doctor):
         code, said = doctor(serve(CollectorRegistry()))

@@ -58,6 +58,29 @@ def test_rules_of_a_job_that_yaml_and_promql_have_other_ideas_of(tmp_path):
     assert said == "a: \"b\" #'c' \\ é"
 
 
+def test_rules_with_the_address_of_each_alerts_page(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    address = "https://docs.example.org/é \"runbooks\"/{alert}.html#do: 'it'"
+    main(["rules", "export", str(tmp_path), "--runbooks", address])
+    (file,) = tmp_path.iterdir()
+    (kept,) = (GRAFANA / "rules").glob("*.yaml")
+    expected = yaml.safe_load(kept.read_text())
+    alerts = [rule for group in expected["groups"] for rule in group["rules"] if "alert" in rule]
+    assert alerts
+    for alert in alerts:
+        alert["annotations"]["runbook_url"] = address.replace("{alert}", alert["alert"])
+    assert yaml.safe_load(file.read_bytes()) == expected
+
+
+def test_an_address_that_is_the_same_for_every_alert_is_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["rules", "export", str(tmp_path), "--runbooks", "https://docs.example.org/runbooks"])
+    assert ended.value.code == 2
+    said = "'https://docs.example.org/runbooks' has no {alert} for the alert's name"
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("what", ["dashboards", "rules"])
 def test_a_folder_that_cannot_be_written_to_is_an_error_that_says_so(tmp_path, what):
     (tmp_path / "file").write_text("")

@@ -255,6 +255,7 @@ class TestIntoAPipe:
     [
         (["localhost:8000"], "'localhost:8000' is not the address of a live page: try http://"),
         (["file:///etc/passwd"], "is not the address of a live page"),
+        (["http://[::1/sessionz"], "'http://[::1/sessionz' is not the address of a live page"),
         (["http://a/sessionz", "--interval", "0"], "'0' is not a number of seconds above 0"),
         (["http://a/sessionz", "--limit", "x"], "'x' is not a whole number above 0"),
         (["http://a/sessionz", "--header", "x"], "'x' is not NAME: VALUE"),

@@ -196,6 +196,8 @@ def test_kubernetes(tmp_path):
     folder = DOCS.parent / "deploy" / "kubernetes"
     monitor = yaml.safe_load((folder / "podmonitor.yaml").read_text())["spec"]
     assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert monitor["namespaceSelector"] == {"any": True}
+    assert "app.kubernetes.io/name" in template["metadata"]["labels"]  # of which the job is made
     (port,) = template["spec"]["containers"][0]["ports"]
     assert [endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]] == [port["name"]]
     text = (tmp_path / "metrics_port.py").read_text()

@@ -87,6 +87,30 @@ class TestDashboard:
             assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
             assert len(panel["fieldConfig"]["defaults"]["noValue"]) > len("no data"), panel["title"]
 
+    def test_a_value_that_stands_alone_is_shown(self, file: Path):
+        for panel in panels(file):
+            if panel["type"] == "timeseries":
+                custom = panel["fieldConfig"]["defaults"]["custom"]
+                assert custom["showPoints"] == "auto", panel["title"]
+
+    def test_a_table_has_names_for_its_columns_and_none_for_the_time(self, file: Path):
+        for panel in panels(file):
+            if panel["type"] == "table":
+                (organized,) = panel["transformations"]
+                assert organized["options"]["excludeByName"] == {"Time": True}, panel["title"]
+                assert "Value" in organized["options"]["renameByName"], panel["title"]
+
+    def test_a_success_rate_short_of_its_objective_is_not_rounded_to_it(self, file: Path):
+        for panel in panels(file):
+            if "success rate" in panel["title"].lower():
+                assert panel["fieldConfig"]["defaults"]["decimals"] == 3, panel["title"]
+
+    def test_a_heatmap_has_the_unit_of_its_buckets_and_that_of_their_rates(self, file: Path):
+        for panel in panels(file):
+            if panel["type"] == "heatmap":
+                assert panel["options"]["yAxis"]["unit"] == "s", panel["title"]
+                assert panel["options"]["cellValues"]["unit"] == "cps", panel["title"]
+
     def test_what_has_a_bad_value_is_red_there(self, file: Path):
         for panel in panels(file):
             defaults = panel["fieldConfig"]["defaults"]

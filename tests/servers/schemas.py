@@ -25,7 +25,7 @@ SCHEMAS = CACHE / f"schemas-{OPERATOR}-{COMPOSE}"
 
 
 def kustomize_build(folder: Path) -> list[dict[str, Any]]:
-    """The objects that ``kubectl apply -k`` sends for ``folder``."""
+    """The objects that ``kubectl kustomize`` makes of ``folder``."""
     kustomize = needs(f"kustomize {KUSTOMIZE}", CACHE / f"kustomize-{KUSTOMIZE}")
     command = [kustomize, "build", "--load-restrictor", "LoadRestrictionsNone", folder]
     built = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

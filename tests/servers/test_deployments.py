@@ -61,6 +61,40 @@ def test_kubernetes_has_every_dashboard_and_every_rule():
     assert loaded("kubernetes", "prometheusrule.yaml")["spec"] == yaml.safe_load(RULES.read_text())
 
 
+def test_each_service_in_kubernetes_is_a_job_and_each_pod_an_instance(tmp_path: Path):
+    pods = [
+        {"namespace": "live", "pod_name": "shop-1", "pod_label_app_kubernetes_io_name": "shop"},
+        {"namespace": "trial", "pod_name": "shop-2", "pod_label_app_kubernetes_io_name": "shop"},
+        {"namespace": "live", "pod_name": "nameless-3"},
+    ]
+    monitor = loaded("kubernetes", "podmonitor.yaml")["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    snake_case = {"sourceLabels": "source_labels", "targetLabel": "target_label"}
+    relabelings = [
+        {snake_case.get(name, name): value for name, value in relabeling.items()}
+        for relabeling in endpoint["relabelings"]
+    ]
+    scraped = {
+        "job_name": "monitoring/session-metrics",  # which the operator gives all of them
+        "scrape_interval": "1s",
+        "static_configs": [
+            {
+                "targets": [f"127.0.0.1:{number}"],  # where nothing answers
+                "labels": {f"__meta_kubernetes_{name}": value for name, value in pod.items()},
+            }
+            for number, pod in enumerate(pods, 1)
+        ],
+        "relabel_configs": relabelings,
+    }
+    with prometheus_with(yaml.safe_dump({"scrape_configs": [scraped]}), tmp_path) as prometheus:
+        prometheus.wait_for("count(up)", lambda count: count == len(pods))
+        assert sorted((row["job"], row["instance"]) for row, _ in prometheus.query("up")) == [
+            ("live/shop", "shop-1"),
+            ("monitoring/session-metrics", "nameless-3"),
+            ("trial/shop", "shop-2"),
+        ]
+
+
 def test_the_collectors_pipelines_are_of_parts_it_has():
     collector = loaded("collector", "collector.yaml")
     for pipeline in collector["service"]["pipelines"].values():

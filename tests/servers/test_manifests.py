@@ -19,7 +19,7 @@ LAST_APPLIED = 262_144  # bytes that the annotations of an object may have
 
 @pytest.fixture(scope="module")
 def applied() -> dict[str, dict[str, Any]]:
-    """What ``kubectl kustomize deploy/kubernetes`` sends, by kind."""
+    """What is applied of deploy/kubernetes, by kind."""
     return {found["kind"]: found for found in kustomize_build(DEPLOY / "kubernetes")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -24,7 +25,6 @@ from .order_service import OrderService, QuietHandler, ThreadingServer, chance
 from .starve import starve
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -56,13 +56,13 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         epilog="Spans are sent by OTLP if OTEL_EXPORTER_OTLP_ENDPOINT is set.",
     )
     parser.add_argument(
-        "--seconds", type=float, help="stop after so many seconds (default: on Ctrl-C)"
+        "--seconds", type=_above_0, help="stop after so many seconds (default: on Ctrl-C)"
     )
     parser.add_argument(
         "--requests", type=int, help="stop the traffic, but not the demo, after so many requests"
     )
     parser.add_argument(
-        "--rate", type=float, default=20.0, help="requests per second (default: 20)"
+        "--rate", type=_above_0, default=20.0, help="requests per second (default: 20)"
     )
     parser.add_argument(
         "--host", default=HOST, help="the address to listen on; 0.0.0.0 in a container"
@@ -84,6 +84,17 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         help="exhaust a pool on purpose, print the report that names the holders, and stop",
     )
     parser.set_defaults(run=run)
+
+
+def _above_0(given: str) -> float:
+    try:
+        number = float(given)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        message = f"{given!r} is not a number above 0"
+        raise argparse.ArgumentTypeError(message)
+    return number
 
 
 def run(options: argparse.Namespace) -> None:
@@ -149,8 +160,11 @@ def _with_page(service: OrderService) -> Any:
 def _listen(option: str, port: int, start: Any) -> Any:
     try:
         return start(port)
-    except OSError as refusal:
-        sys.exit(f"Cannot listen on port {port} ({refusal}). Choose another: {option} 0 for any.")
+    except (OSError, OverflowError) as refusal:
+        sys.exit(
+            f"Cannot listen on port {port} ({refusal}). Choose another: {option} 0 for any. "
+            "And --host has to be an address of this machine."
+        )
 
 
 def _send_spans() -> Any:

@@ -6,8 +6,8 @@ import importlib
 import os
 import re
 import sys
-import urllib.error
 import urllib.request
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
@@ -93,7 +93,8 @@ def of_object(name: str) -> Iterator[Finding]:
         yield Finding(
             "mend",
             f"{name} is not instrumented: none of its sessions is counted",
-            f"Call instrument({name.partition(':')[2]}, name=...) where it is made.",
+            f"Call instrument({name.partition(':')[2]}, name=...) where it is made. An application "
+            "that opentelemetry-instrument runs is instrumented by that: run this by it too.",
         )
     else:
         yield Finding("well", f"{name} is instrumented: its series have factory={factory!r}")
@@ -178,9 +179,9 @@ def of_address(address: str) -> Iterator[Finding]:
     sums: dict[str, float] = {}
     for sample in samples:
         sums[sample.name] = sums.get(sample.name, 0) + sample.value
-    factories = sorted(
-        {sample.labels["factory"] for sample in samples if sample.name == "sqlalchemy_session_peak"}
-    )
+    # A counter: in multi-process mode, gauges go with the last worker that had a session.
+    counts = [sample for sample in samples if sample.name == "sqlalchemy_session_creations_total"]
+    factories = sorted({sample.labels.get("factory", "") for sample in counts})
     if factories:
         yield Finding("well", f"sessions are counted, of the factories {', '.join(factories)}")
     else:
@@ -228,9 +229,9 @@ def _of_exemplars(kind: str, samples: list[Any]) -> Iterator[Finding]:
 def _fetch(address: str) -> tuple[str, str]:
     if not address.startswith(("http://", "https://")):
         _give_up(f"{address!r} is no address of /metrics. Give http://host:port/metrics.")
-    asked = urllib.request.Request(address, headers={"Accept": OPENMETRICS})  # noqa: S310
     try:
+        asked = urllib.request.Request(address, headers={"Accept": OPENMETRICS})  # noqa: S310
         with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:  # noqa: S310
             return answer.read().decode(), answer.headers.get("Content-Type", "")
-    except (urllib.error.URLError, OSError, ValueError) as refusal:
+    except (HTTPException, OSError, ValueError) as refusal:
         _give_up(f"{address} cannot be read: {refusal}. Is the application running there?")

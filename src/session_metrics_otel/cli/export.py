@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import session_metrics_otel
 from session_metrics_otel.catalog import CATALOG
 
-if TYPE_CHECKING:
-    import argparse
+ALERT = "{alert}"
+"""What stands for an alert's name in the address of its page."""
 
 _PACKAGE = Path(session_metrics_otel.__file__).parent
 # In a wheel they lie inside the package; in a checkout, beside src/.
@@ -21,24 +22,44 @@ _HOMES = (_PACKAGE / "grafana", _PACKAGE.parents[1] / "grafana")
 
 def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the commands to the command line."""
-    _add(
+    dashboards = _add(
         commands,
         "dashboards",
         "Grafana dashboards (Grafana 9.4 and newer)",
-        "Then import them in Grafana, or let a dashboard provider read DIR. "
+        "Then import them in Grafana, or let a dashboard provider read DIR. If Prometheus scrapes "
+        "less often than every 15 s, say so in Grafana's data source (Scrape interval); otherwise "
+        "rates have gaps. "
         "Example: dashboards export /var/lib/grafana/dashboards --datasource Main. ",
         export_dashboards,
-    ).add_argument(
+    )
+    dashboards.add_argument("--job", help="the scrape job that is selected by default")
+    dashboards.add_argument(
         "--datasource", help="the name of the Prometheus data source that is selected by default"
     )
-    _add(
+    rules = _add(
         commands,
         "rules",
         "Prometheus recording rules and alerts",
         "Then name the file under rule_files in prometheus.yml. "
-        "Example: rules export /etc/prometheus/rules --job shop. ",
+        "Example: rules export /etc/prometheus/rules --job shop "
+        "--runbooks https://docs.example.org/runbooks/{alert}.html. ",
         export_rules,
     )
+    rules.add_argument("--job", help="the scrape job of your services: nothing else is included")
+    rules.add_argument(
+        "--runbooks",
+        metavar="URL",
+        type=_address_of_an_alert,
+        help="where you keep each alert's page, with {alert} for its name: what runbook_url says "
+        "(default: the page's path in the source of this package)",
+    )
+
+
+def _address_of_an_alert(text: str) -> str:
+    if ALERT not in text:
+        missing = f"{text!r} has no {ALERT} for the alert's name"
+        raise argparse.ArgumentTypeError(missing)
+    return text
 
 
 def _add(
@@ -55,7 +76,6 @@ def _add(
     export.add_argument(
         "folder", metavar="DIR", type=Path, help="the folder; it is made if it does not exist"
     )
-    export.add_argument("--job", help="the scrape job of your services: nothing else is included")
     export.set_defaults(run=run)
     return export
 
@@ -64,7 +84,7 @@ def export_dashboards(options: argparse.Namespace) -> None:
     """Write the dashboards to a folder."""
     chosen = {"datasource": options.datasource, "job": options.job}
     for file in _files("dashboards", "*.json"):
-        board = json.loads(file.read_text())
+        board = json.loads(file.read_text("utf-8"))
         for variable in board["templating"]["list"]:
             if value := chosen.get(variable["name"]):
                 variable["current"] = {"selected": True, "text": value, "value": value}
@@ -74,8 +94,12 @@ def export_dashboards(options: argparse.Namespace) -> None:
 def export_rules(options: argparse.Namespace) -> None:
     """Write the rules to a folder."""
     for file in _files("rules", "*.yaml"):
-        text = file.read_text()
-        _write(options.folder, file.name, of_job(text, options.job) if options.job else text)
+        text = file.read_text("utf-8")
+        if options.job:
+            text = of_job(text, options.job)
+        if options.runbooks:
+            text = with_runbooks(text, options.runbooks)
+        _write(options.folder, file.name, text)
 
 
 def of_job(rules: str, job: str) -> str:
@@ -93,6 +117,16 @@ def of_job(rules: str, job: str) -> str:
     return series.sub(restrict, rules)
 
 
+def with_runbooks(rules: str, address: str) -> str:
+    """``rules`` whose alerts have their pages at ``address``, with their name for ``ALERT``."""
+
+    def quoted(found: re.Match[str]) -> str:
+        # JSON is YAML, whatever the address has in it.
+        return f"runbook_url: {json.dumps(address.replace(ALERT, found[1]), ensure_ascii=False)}"
+
+    return re.sub(r"runbook_url: docs/runbooks/(\w+)\.md", quoted, rules)
+
+
 def _files(kind: str, pattern: str) -> list[Path]:
     for home in _HOMES:
         found = sorted((home / kind).glob(pattern))
@@ -104,7 +138,7 @@ def _files(kind: str, pattern: str) -> list[Path]:
 def _write(folder: Path, name: str, text: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, "utf-8")
     except OSError as refusal:
         sys.exit(f"Cannot write to {folder} ({refusal}). Give a folder that can be written to.")
     print(folder / name)

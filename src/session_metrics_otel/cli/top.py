@@ -137,7 +137,10 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _address(given: str) -> str:
-    parts = urlsplit(given)
+    try:
+        parts = urlsplit(given)
+    except ValueError:  # brackets that are no address of IPv6
+        parts = urlsplit("")
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         message = f"{given!r} is not the address of a live page: try http://127.0.0.1:8000/sessionz"
         raise argparse.ArgumentTypeError(message)
