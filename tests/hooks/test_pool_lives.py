@@ -231,6 +231,27 @@ class TestEngines:
             uninstrument(target)
         assert type(engine.sync_engine.pool) is AsyncAdaptedQueuePool
 
+    @pytest.mark.parametrize("last_in_first_out", [False, True])
+    async def test_an_async_pool_knows_its_idle_ones_in_either_order(
+        self, tmp_path, last_in_first_out
+    ):
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{tmp_path}/db",
+            poolclass=AsyncAdaptedQueuePool,
+            pool_use_lifo=last_in_first_out,
+            pool_logging_name="ordered",
+        )
+        instrument(engine, name="pooled")
+        assert told(*BOTH, name="ordered") == (0, 0)
+        async with engine.connect() as first, engine.connect() as second:
+            assert told(*BOTH, name="ordered") == (2, 0)
+            await second.close()
+            assert told(*BOTH, name="ordered") == (1, 1)
+            await first.invalidate()
+        assert told(*BOTH, name="ordered") == (0, 1)
+        await engine.dispose()
+        uninstrument(engine)
+
     async def test_one_that_gave_up_waiting_is_no_longer_pending(self, tmp_path):
         engine = create_async_engine(
             f"sqlite+aiosqlite:///{tmp_path}/db",
