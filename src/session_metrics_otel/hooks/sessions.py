@@ -225,7 +225,9 @@ def asking_record(dialect: Dialect) -> ObservedSessionMetrics | None:
     try:
         frame = sys._getframe(1)
         while frame is not None:
-            asking = frame.f_locals.get("self")
+            # Only where it asks: its listeners, which it calls, may ask for others of their own.
+            asks = frame.f_code.co_name == "_connection_for_bind"
+            asking = frame.f_locals.get("self") if asks else None
             if isinstance(asking, SessionTransaction):
                 observer = observer_of(asking.session)
                 observer = observer and observer.for_engine(dialect)
