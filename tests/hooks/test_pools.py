@@ -433,6 +433,31 @@ class TestExhaustion:
             assert report["nested"] == 1
             assert value(nested, db_client_connection_pool_name=NAME) == 1
 
+    def test_a_request_holds_the_connections_that_it_took_without_a_session_too(self, observe):
+        engine = self.starved(observe)
+        with engine.connect() as other, engine.connect() as core:
+            with bind(request_id="r-2"):
+                other.execute(ONE)
+            with bind(request_id="r-1"):
+                core.execute(ONE)
+                with Session(engine) as session, pytest.raises(PoolTimeoutError):
+                    session.execute(ONE)
+        (report,) = exhaustion_reports()
+        assert (report["nested"], report["waiting"]["holds"]) == (1, 1)
+        assert shown()["sqlalchemy_pool_nested_timeouts_total"] == 1
+
+    def test_a_session_of_two_engines_of_one_pool_holds_one_itself(self, observe, caplog):
+        engine = self.starved(observe)
+        other = engine.execution_options(isolation_level="AUTOCOMMIT")
+        with engine.connect(), Session() as session:  # for no request that is known
+            session.execute(ONE, bind_arguments={"bind": engine})
+            with pytest.raises(PoolTimeoutError):
+                session.execute(ONE, bind_arguments={"bind": other})
+        (report,) = exhaustion_reports()
+        assert (report["nested"], report["waiting"]["holds"]) == (1, 1)
+        assert "Route unknown, request unknown, waits for a connection at " in caplog.text
+        assert shown()["sqlalchemy_pool_nested_timeouts_total"] == 1
+
     def test_pools_that_multiply_are_warned_of_with_the_line_that_made_them(
         self, observe, new_engine, caplog
     ):

@@ -87,14 +87,16 @@ def describe_waiter(
     """What the report says of whoever asked in vain, and how many connections it holds itself."""
     bound = current_binding.get() if session is None else session
     request_id = bound.request_id
-    holding = [holder.session for holder in holders if holder.session is not None and request_id]
+    holding = [holder.session or holder.bound for holder in holders]
     return {
-        "session_id": "" if session is None else session.session_id,
-        "request_id": request_id,
-        "route": bound.route,
+        "session_id": "" if session is None else one_line(session.session_id),
+        "request_id": one_line(request_id),
+        "route": one_line(bound.route),
         "asked_at": line_of(place),
         "made_at": "" if session is None else line_of(session.born_at),
-        "holds": sum(held.request_id == request_id for held in holding),
+        "holds": sum(
+            by is session or bool(request_id and by.request_id == request_id) for by in holding
+        ),
     }
 
 
@@ -169,10 +171,10 @@ def _as_text(report: dict[str, Any]) -> str:
     if waiting["holds"]:
         made = f", in a session made at {waiting['made_at']}," if waiting["made_at"] else ""
         line = (
-            f"Route {one_line(waiting['route']) or 'unknown'}, "
-            f"request {one_line(waiting['request_id'])}, waits for a connection at "
-            f"{waiting['asked_at'] or 'an unknown place'}{made} and holds {waiting['holds']} "
-            "already: where all that hold one wait for another, none goes on."
+            f"Route {waiting['route'] or 'unknown'}, request {waiting['request_id'] or 'unknown'}, "
+            f"waits for a connection at {waiting['asked_at'] or 'an unknown place'}{made} and "
+            f"holds {waiting['holds']} already: where all that hold one wait for another, none "
+            "goes on."
         )
         lines.insert(0, line)
     for holder in holders:
