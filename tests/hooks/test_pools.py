@@ -399,6 +399,12 @@ class TestExhaustion:
                 report = exhaustion_reports()[-1]
                 assert report["holders"][0]["session_id"] == metrics_for(session).session_id
             holders._last_report.clear()
+            with pytest.raises(PoolTimeoutError):
+                engine.connect()
+            held = exhaustion_reports()[-1]["holders"][0]
+            assert (held["session_id"], held["state"], held["made_at"]) == ("", "", "")
+            assert (held["request_id"], held["last_statement"]) == ("r-1", "SELECT")
+            holders._last_report.clear()
             with bind(request_id="r-2"):
                 core.execute(ONE)
             with pytest.raises(PoolTimeoutError):

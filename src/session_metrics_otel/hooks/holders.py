@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from session_metrics_otel.binding import NOTHING_BOUND, current_binding
-from session_metrics_otel.catalog import OTHER
+from session_metrics_otel.catalog import OTHER, SessionState
 from session_metrics_otel.legible import one_line
 from session_metrics_otel.series import Bounded
 
@@ -66,6 +66,8 @@ class Holder:
         session = self.session
         bound = self.bound if session is None else session
         last = self.last_statement if session is None else session.last_statement
+        if session is not None and session.state is SessionState.CLOSED:
+            session = None  # it was bound to this connection, which outlived it
         return {
             "session_id": "" if session is None else one_line(session.session_id),
             "request_id": one_line(bound.request_id),
