@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -208,6 +209,17 @@ class TestEngines:
         for target in targets:
             uninstrument(target)
         assert type(engine.pool) is QueuePool
+
+    def test_a_connection_that_a_session_was_bound_to_is_kept_by_nobody(self, observe):
+        engine = observe(poolclass=QueuePool)
+        maker = sessionmaker()
+        instrument(maker, name="bound")
+        connection = engine.connect()
+        maker(bind=connection).close()
+        del connection  # dropped unclosed, as without us it goes back to its pool
+        gc.collect()
+        assert told(*BOTH) == (0, 1)
+        uninstrument(maker)
 
     async def test_an_async_engine_and_its_sessions_are_counted_once(self, tmp_path):
         engine = create_async_engine(

@@ -68,7 +68,7 @@ class Observer:
 
     Attributes:
         engines: The engines its sessions were seen to use.
-        met: The last of them, or a connection to it: as a rule there is one.
+        met: The last of them: as a rule there is one.
         ended: Called after each session's end once the factory has been given back.
     """
 
@@ -147,7 +147,8 @@ class Observer:
         """Make sure that the engine behind ``bind`` is observed."""
         if bind is not None and bind is not self.met:
             self._meet(self, bind)
-            self.met = bind
+            # Never a connection: one that is dropped unclosed goes back to its pool.
+            self.met = getattr(bind, "sync_engine", bind).engine
 
     def working(self, session: Any) -> ObservedSessionMetrics:
         """The record of a session that is being used: a new one where the last was closed."""
