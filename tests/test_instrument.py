@@ -389,6 +389,19 @@ class TestEngines:
         uninstrument(maker)
         assert counted("later")["queries"] == 1
 
+    def test_one_instrumented_alone_counts_a_session_that_chooses_it_by_get_bind(self, engine):
+        class Routing(Session):
+            def get_bind(self, *_args, **_kwargs):
+                return engine
+
+        instrument(engine, name="alone")
+        for make in (Routing, sessionmaker(class_=Routing)):
+            with make() as session:
+                session.execute(ONE)
+                assert metrics_for(session).query_count == 1
+        uninstrument(engine)
+        assert counted("alone")["creations success"] == 2
+
     def test_one_chosen_by_get_bind_is_found_even_where_it_refuses(
         self, engine, new_engine, tmp_path
     ):

@@ -59,11 +59,14 @@ def _observed(kind: type[Any], observer: Observer) -> type[Any]:
         if hasattr(kind, "reset"):  # SQLAlchemy has it from 2.0.22
             reset = ending(kind, "reset")
 
-    if kind.get_bind is not Session.get_bind:
+    if kind.get_bind is not Session.get_bind and not observer.adopts:
         # It may choose an engine that nobody has seen yet, and that one may refuse.
         def get_bind(self: Any, *args: Any, **kwargs: Any) -> Engine | Connection:
             bind: Engine | Connection = super(ObservedSession, self).get_bind(*args, **kwargs)
-            observer.meet(bind)
+            try:
+                observer.meet(bind)
+            except Exception as fault:  # noqa: BLE001 - never the session's trouble
+                caught("sessions", fault)
             return bind
 
         ObservedSession.get_bind = get_bind
