@@ -8,8 +8,8 @@ import threading
 import weakref
 
 import pytest
-from reading import counted
-from sqlalchemy import create_engine, event, text
+from reading import counted, shown
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import (
     AsyncSession,
@@ -421,6 +421,23 @@ class TestEngines:
         assert counted("routing")["creations success"] == 1
         assert counted("routing")["creations failure OperationalError"] == 1
         assert counted("routing")["queries"] == 1
+
+    def test_those_that_a_session_alone_is_bound_to_are_found_before_it_uses_them(
+        self, engine, new_engine, tmp_path
+    ):
+        broken = new_engine(f"sqlite:///{tmp_path}/no/such/db")
+        maker = sessionmaker()
+        instrument(maker, name="binds")
+        table = Table("items", MetaData(), Column("id", Integer))
+        with maker(binds={table: engine}) as session:
+            table.create(session.connection(bind_arguments={"clause": table}))
+        with maker() as session, pytest.raises(Exception, match="open"):
+            session.bind_table(table, broken)
+            session.execute(select(table))
+        uninstrument(maker)
+        assert counted("binds")["creations success"] == 1
+        assert counted("binds")["creations failure OperationalError"] == 1
+        assert shown()["use_time_seconds_count"] == 1
 
     def test_execution_options_share_what_was_done(self, engine):
         maker = sessionmaker(engine.execution_options(isolation_level="SERIALIZABLE"))

@@ -70,6 +70,17 @@ def _observed(kind: type[Any], observer: Observer) -> type[Any]:
             return bind
 
         ObservedSession.get_bind = get_bind
+
+    if not observer.adopts:
+        # What it is given in `binds=`, or by `bind_mapper()`, may refuse its first connection, too.
+        def _add_bind(self: Any, key: Any, bind: Any) -> None:
+            super(ObservedSession, self)._add_bind(key, bind)
+            try:
+                observer.meet(bind)
+            except Exception as fault:  # noqa: BLE001 - never the session's trouble
+                caught("sessions", fault)
+
+        ObservedSession._add_bind = _add_bind
     ObservedSession.__name__ = kind.__name__
     ObservedSession.__qualname__ = kind.__qualname__
     ObservedSession.__module__ = kind.__module__
