@@ -7,6 +7,7 @@ import gc
 import sqlite3
 from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from reading import counted, shown
@@ -220,6 +221,16 @@ class TestEngines:
         gc.collect()
         assert told(*BOTH) == (0, 1)
         uninstrument(maker)
+
+    def test_a_double_of_an_engine_is_let_be(self):
+        double = MagicMock()
+        double.connect().in_transaction.return_value = False
+        maker = sessionmaker(double)
+        instrument(maker, name="double")
+        with maker() as session:
+            assert session.connection() is double.connect()
+        uninstrument(maker)
+        assert counted("double")["creations success"] == 1
 
     async def test_an_async_engine_and_its_sessions_are_counted_once(self, tmp_path):
         engine = create_async_engine(
