@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
 from prometheus_client import REGISTRY
 from reading import counted
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, insert, select, text
+from sqlalchemy.dialects import registry as dialects
+from sqlalchemy.dialects.sqlite.base import SQLiteExecutionContext
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import registry, relationship, selectinload, sessionmaker
 
@@ -79,6 +84,53 @@ def test_sqlite_does_not_know_its_rows(maker):
         session.execute(select(ITEMS)).all()
     found = [f.name for f in REGISTRY.collect() if f.name == "db_client_response_returned_rows"]
     assert found == []
+
+
+class Cursor(sqlite3.Cursor):
+    rowcount = 3
+
+
+class CursorAtTheServer(sqlite3.Cursor):
+    rowcount = 18446744073709551615  # as PyMySQL's says
+
+
+class Context(SQLiteExecutionContext):
+    def create_default_cursor(self):
+        return self._dbapi_connection.cursor(Cursor)
+
+    def create_server_side_cursor(self):
+        return self._dbapi_connection.cursor(CursorAtTheServer)
+
+
+@pytest.mark.parametrize(
+    ("database", "streams", "rows"),
+    [("mysql", False, [3]), ("mysql", True, []), ("oracle", False, [])],
+)
+def test_a_driver_that_counts_as_it_fetches_does_not_know_its_rows(
+    new_engine, monkeypatch, database, streams, rows
+):
+    dialect = type(
+        "Dialect",
+        (SQLiteDialect_pysqlite,),
+        {
+            "name": database,
+            "supports_server_side_cursors": True,
+            "supports_statement_cache": True,
+            "execution_ctx_cls": Context,
+        },
+    )
+    monkeypatch.setitem(dialects.impls, "counting", lambda: dialect)
+    engine = new_engine("counting://", creator=lambda: sqlite3.connect(":memory:"))
+    instrument(engine, name="rows")
+    with engine.connect() as connection:
+        connection.execute(ONE, execution_options={"stream_results": streams}).all()
+    uninstrument(engine)
+    assert [
+        sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "db_client_response_returned_rows_sum" and sample.value
+    ] == rows
 
 
 def test_series_are_bounded(maker, monkeypatch):

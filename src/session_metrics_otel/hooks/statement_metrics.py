@@ -31,6 +31,9 @@ MAX_SERIES = 500
 MAX_ERROR_TYPES = 32
 """Different ``error.type`` values; the rest is ``_OTHER``."""
 
+# Their drivers know how many rows a statement has once these are fetched; Oracle's says 0 before.
+_COUNT_AS_THEY_FETCH = frozenset({"sqlite", "oracle"})
+
 _pairs = Bounded(MAX_SERIES, (catalog.OTHER, catalog.OTHER))
 _error_types = Bounded(MAX_ERROR_TYPES, catalog.OTHER)
 
@@ -76,5 +79,4 @@ def _new_series(context: ExecutionContext, server: Mapping[str, Any]) -> Series:
     labels = tuple(
         str({**server, **known}.get(name, "")) for name in catalog.OPERATION_DURATION.attributes
     )
-    # sqlite3 never knows how many rows a statement has until they are fetched.
-    return Series(labels, counts_rows=context.dialect.name != "sqlite")
+    return Series(labels, counts_rows=context.dialect.name not in _COUNT_AS_THEY_FETCH)

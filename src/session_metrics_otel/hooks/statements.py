@@ -66,6 +66,7 @@ class _ObservedContext:
     record: ObservedSessionMetrics | None = None
     plain: bool
     _insertmanyvalues_rows: list[Any] | None
+    _is_server_side: bool
 
     def pre_exec(self) -> None:
         if not self.plain:
@@ -114,7 +115,12 @@ class _ObservedContext:
             if len(duration.pending) > PENDING_LIMIT:
                 duration.fold_if_free()
             self.sent_at = None
-            if series.rows is not None and self.cursor.description is not None:
+            # A cursor at the server, as of stream_results=True, says some number or other.
+            if (
+                series.rows is not None
+                and not self._is_server_side
+                and self.cursor.description is not None
+            ):
                 fetched = self._insertmanyvalues_rows  # the cursor knows its last batch alone
                 rows = self.cursor.rowcount if fetched is None else len(fetched)
                 if rows >= 0:
