@@ -145,6 +145,23 @@ def test_series_are_bounded(maker, monkeypatch):
     assert durations()[("_OTHER", "_OTHER", "")] == 6
 
 
+def test_databases_are_bounded(new_engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(statement_metrics, "_databases", Bounded(2, ("_OTHER", "", "")))
+    engines = [new_engine(f"sqlite:///{tmp_path}/tenant-{number}") for number in range(4)]
+    for engine in (*engines, engines[0]):
+        instrument(engine, name="tenants")
+        with engine.connect() as connection:
+            connection.execute(select(1))
+    for engine in engines:
+        uninstrument(engine)
+    assert {
+        sample.labels["db_namespace"]: sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "db_client_operation_duration_seconds_count"
+    } == {f"{tmp_path}/tenant-0": 2, f"{tmp_path}/tenant-1": 1, "_OTHER": 2}
+
+
 class TestRepeats:
     def test_a_session_that_repeats_itself_is_counted_once(self, maker):
         with maker() as session:
