@@ -27,7 +27,7 @@ from sqlalchemy.pool import (
 )
 
 from session_metrics_otel import bind, exhaustion_reports, instrument, metrics_for, uninstrument
-from session_metrics_otel.hooks import holders
+from session_metrics_otel.hooks import holders, pools
 
 ONE = text("select 1")
 NAME = "sqlite/"
@@ -463,6 +463,18 @@ class TestExhaustion:
         assert (report["nested"], report["waiting"]["holds"]) == (1, 1)
         assert "Route unknown, request unknown, waits for a connection at " in caplog.text
         assert shown()["sqlalchemy_pool_nested_timeouts_total"] == 1
+
+    def test_pools_that_lead_to_too_many_places_are_not_said_to_lead_to_one(
+        self, new_engine, monkeypatch, caplog
+    ):
+        monkeypatch.setattr(pools, "MAX_POOLS", 2)
+        engines = [new_engine(pool_logging_name=f"tenant-{number}") for number in range(14)]
+        for engine in engines:
+            instrument(engine)
+        assert shown("_OTHER")["sqlalchemy_pools"] == 12
+        for engine in engines:
+            uninstrument(engine)
+        assert caplog.records == []
 
     def test_pools_that_multiply_are_warned_of_with_the_line_that_made_them(
         self, observe, new_engine, caplog

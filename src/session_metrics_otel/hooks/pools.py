@@ -308,6 +308,8 @@ def hook(engine: Engine, *, holder_lines: bool = True) -> None:
 
 def _warn_of_many(meter: Meter) -> None:
     """Say which line makes the engines, where pools of one name multiply."""
+    if meter.name == catalog.OTHER:
+        return  # these lead to different places
     in_use = sum(its is meter and not holders.replaced for _, its, holders in _observed_pools())
     if in_use >= meter.pools_to_warn_of:
         meter.pools_to_warn_of *= 2
