@@ -151,6 +151,11 @@ class TestNames:
         [
             ("postgresql+psycopg://u:secret@db.example:5433/shop", "db.example:5433/shop"),
             ("postgresql+psycopg://db.example/shop", "db.example/shop"),
+            ("postgresql+psycopg:///shop", "postgresql/shop"),
+            ("postgresql+asyncpg://u:secret@/shop?host=/sql/primary", "/sql/primary/shop"),
+            ("postgresql+psycopg:///shop?host=one&host=two", "postgresql/shop"),
+            ("postgresql+pg8000://u@/shop?unix_sock=/sql/replica/.s", "/sql/replica/.s/shop"),
+            ("mysql+pymysql://u@/shop?unix_socket=/sql/primary", "/sql/primary/shop"),
             ("sqlite:////tmp/x.db", "sqlite//tmp/x.db"),
         ],
     )

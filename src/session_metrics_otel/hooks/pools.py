@@ -28,6 +28,7 @@ from session_metrics_otel.weak import alive
 from .holders import Holder, describe_waiter, report_exhaustion, routes
 from .places import line_of, place_of_checkout, place_of_engine
 from .pool_classes import idle_connections, limits
+from .servers import server_address
 from .sessions import connection_refused
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def pool_name(engine: Engine) -> str:
         return given
     url = engine.url
     port = f":{url.port}" if url.port else ""
-    return f"{url.host or url.get_backend_name()}{port}/{url.database or ''}"
+    return f"{server_address(url) or url.get_backend_name()}{port}/{url.database or ''}"
 
 
 class Meter:
