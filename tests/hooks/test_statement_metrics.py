@@ -5,14 +5,25 @@ import sqlite3
 import pytest
 from prometheus_client import REGISTRY
 from reading import counted
-from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, insert, select, text
+from sqlalchemy import (
+    Column,
+    Engine,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    event,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.dialects import registry as dialects
 from sqlalchemy.dialects.sqlite.base import SQLiteExecutionContext
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import registry, relationship, selectinload, sessionmaker
 
-from session_metrics_otel import instrument, uninstrument
+from session_metrics_otel import instrument, metrics_for, uninstrument
 from session_metrics_otel.hooks import statement_metrics
 from session_metrics_otel.series import Bounded
 
@@ -70,6 +81,43 @@ def test_a_failed_one_has_its_error(maker):
     with maker() as session, pytest.raises(OperationalError):
         session.execute(text("select * from nowhere"))
     assert durations() == {("", "", "OperationalError"): 1}
+
+
+@pytest.mark.parametrize("level", ["engine", "every engine"])
+def test_a_failed_one_is_counted_though_a_listener_raises_another_error(
+    engine, provider, spans, level
+):
+    class Ours(Exception):
+        pass
+
+    def translate(_):
+        raise Ours
+
+    target = engine if level == "engine" else Engine
+    event.listen(target, "handle_error", translate)
+    maker = sessionmaker(engine)
+    instrument(maker, name="timed", tracer_provider=provider)
+    with maker() as session:
+        with pytest.raises(Ours):
+            session.execute(text("select * from nowhere"))
+        assert metrics_for(session).last_error == "no such table: nowhere"
+    event.remove(target, "handle_error", translate)
+    uninstrument(maker)
+    assert durations() == {("", "", "OperationalError"): 1}
+    assert counted("timed")["errors OperationalError"] == 1
+    failed = next(span for span in spans.get_finished_spans() if "nowhere" in span.name)
+    assert failed.attributes["error.type"] == "OperationalError"
+
+
+def test_an_error_that_sqlalchemy_expects_is_the_statement_s_and_not_the_session_s(maker):
+    with maker() as session:
+        connection = session.connection().execution_options(skip_user_error_events=True)
+        with pytest.raises(OperationalError):  # as of MySQL's has_table()
+            connection.execute(text("select * from nowhere"))
+        assert metrics_for(session).state == "active"
+        assert metrics_for(session).idle_seconds() > 0
+    assert durations() == {("", "", "OperationalError"): 1}
+    assert [key for key in counted("timed") if "error" in key] == []
 
 
 def test_core_statements_too(maker):

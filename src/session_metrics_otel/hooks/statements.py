@@ -139,12 +139,16 @@ class _ObservedContext:
         if not self.told:  # a handle_error of the application's has raised, which ends the round
             try:
                 text = error_text(e, parameters=self.parameters, statement=self.statement)
-                _note_error(e, text, self, self.root_connection)
+                # SQLAlchemy looks whether there is a table, and expects that there may be none.
+                looks = self.root_connection.get_execution_options().get("skip_user_error_events")
+                _note_error(e, text, self, None if looks else self.root_connection)
             except Exception as fault:  # noqa: BLE001 - never the statement's trouble
                 caught("errors", fault)
         super().handle_dbapi_exception(e)  # type: ignore[misc]
 
     def _failed(self, error: BaseException, text: str) -> None:
+        if self.record is not None:
+            self.record.statement_ended = perf_counter()
         if self.sent_at is not None:
             seconds = perf_counter() - self.sent_at
             self.sent_at = None
