@@ -231,6 +231,18 @@ class TestRepeats:
                 session.connection().exec_driver_sql(f"select {number}")
         assert counted("timed")["repeated_statements"] == 1
 
+    def test_of_more_statements_than_are_kept_the_first_are_looked_for(self, maker):
+        with maker() as session:
+            for number in range(1010):
+                session.connection().exec_driver_sql(f"select {number}")
+            assert len(metrics_for(session).repeats._counts) == 1000
+            for _ in range(4):
+                session.connection().exec_driver_sql("select 1009")
+            assert counted("timed").get("repeated_statements") is None
+            for _ in range(3):
+                session.connection().exec_driver_sql("select 999")
+        assert counted("timed")["repeated_statements"] == 1
+
     def test_a_list_of_any_length_is_one_shape(self, maker):
         with maker() as session:
             for number in range(4):
