@@ -297,6 +297,26 @@ class TestLives:
             assert shown()["count used"] == 1
         assert asked == [engine.pool]
 
+    @pytest.mark.faults
+    def test_a_pool_that_does_not_tell_its_size_leaves_the_others_told(self, observe):
+        class Own(QueuePool):
+            tells = True
+
+            def size(self):
+                if not self.tells:
+                    raise NotImplementedError
+                return super().size()
+
+        own = observe(poolclass=Own, pool_logging_name="own").pool
+        own.tells = False
+        observe(poolclass=QueuePool)
+        assert shown()["count idle"] == 0
+        found = shown("own")
+        assert (found["count used"], found["sqlalchemy_pools"]) == (0, 1)
+        assert "count idle" not in found
+        assert value("sqlalchemy_session_telemetry_faults_total", component="pools") >= 1
+        own.tells = True
+
     def test_what_somebody_else_put_around_connecting_still_runs(self, observe, monkeypatch):
         asked = []
         connect = Pool.connect

@@ -353,10 +353,14 @@ def _read() -> Iterator[tuple[Metric, Labels, float]]:
         if holders.replaced:
             continue
         add(catalog.POOLS, (name,), 1)
-        idle = idle_connections(pool, used)
+        try:
+            idle, limited = idle_connections(pool, used), limits(pool)
+        except Exception as fault:  # noqa: BLE001 - a class of its own kind; all else is still told
+            caught("pools", fault)
+            continue
         if idle is not None:
             add(catalog.CONNECTION_COUNT, (name, "idle"), idle)
-        for metric, value in limits(pool).items():
+        for metric, value in limited.items():
             add(metric, (name,), value)
     for name, meter in _meters.copy().items():
         pending = meter.answered.read(), meter.asked.read()
