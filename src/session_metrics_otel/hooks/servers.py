@@ -21,6 +21,11 @@ _SYSTEMS = {
     "hana": "sap.hana",
     "db2": "ibm.db2",
     "ibm_db_sa": "ibm.db2",
+    "informix": "ibm.informix",
+    "netezza": "ibm.netezza",
+    "firebird": "firebirdsql",
+    "teradatasql": "teradata",
+    "clickhousedb": "clickhouse",
 }
 
 
