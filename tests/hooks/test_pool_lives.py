@@ -23,7 +23,7 @@ from sqlalchemy.pool import (
     StaticPool,
 )
 
-from session_metrics_otel import instrument, uninstrument
+from session_metrics_otel import instrument, metrics_for, uninstrument
 
 ONE = text("select 1")
 
@@ -193,6 +193,22 @@ class TestEngines:
         found = counted("split")
         assert found["queries"] == 3
         assert found["creations success"] == found["transactions committed"] == 1
+
+    def test_the_first_one_of_an_engine_that_a_statement_names_is_held_too(self, new_engine):
+        engine = new_engine(poolclass=QueuePool)
+        maker = sessionmaker()
+        instrument(maker, name="named")
+        with maker() as session:
+            session.execute(ONE, bind_arguments={"bind": engine})
+            (holder,) = engine.pool.holders.values()
+            assert holder.describe()["session_id"] == metrics_for(session).session_id
+            assert told(*BOTH) == (1, 0)
+            session.connection(bind_arguments={"bind": engine}).detach()
+            session.commit()
+            session.execute(ONE, bind_arguments={"bind": engine})
+            assert told(*BOTH) == (1, 0)
+        assert told(*BOTH, "use_time_seconds_count") == (0, 1, 2)
+        uninstrument(maker)
 
     def test_whatever_is_instrumented_of_it_one_pool_is_counted_once(self, new_engine):
         engine = new_engine(poolclass=QueuePool)
