@@ -114,14 +114,14 @@ def exhaustion_reports() -> list[dict[str, Any]]:
 
     - ``at``, when the first of its requests timed out, and ``last_at``, when the last did, in
       ISO 8601 form;
-    - ``pool``, the pool's name;
+    - ``pool``, the pool's name, and ``status``, what SQLAlchemy's pool says of itself;
     - ``timeouts``, how many requests it speaks for so far, and ``nested``, how many of these
       already held a connection;
     - ``waiting``, the first of these: its session, request and route, the lines that asked and that
       made its session, and how many connections its own request ``holds``;
-    - ``holders``: for each connection that was out, its session, request, route, state, seconds
-      held, seconds since a statement, statements, last statement, the line of code that took it,
-      and the one that made its session.
+    - ``holders``: for each connection that was out, its session, factory, request, route, state,
+      seconds held, seconds since a statement, statements, last statement, the line of code that
+      took it, and the one that made its session.
     """
     return list(_reports)
 
