@@ -13,7 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from session_metrics_otel import application_sessions
 from session_metrics_otel.catalog import DEFAULT_FACTORY
-from session_metrics_otel.hooks import holders, pools
+from session_metrics_otel.hooks import holders, pools, statement_metrics
 from session_metrics_otel.ledger import COLLECTED, LEDGER
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def counted_in(folder: Path, factory: str = "default") -> dict[str, float]:
 def forget_everything() -> None:
     """Begin again with nothing counted, no series, no report, and no name met."""
     LEDGER.forget()
-    for names in (application_sessions._names, holders.routes):
+    for names in (application_sessions._names, holders.routes, statement_metrics._databases):
         names.forget()
     holders._reports.clear()
     holders._last_report.clear()

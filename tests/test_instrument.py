@@ -8,8 +8,8 @@ import threading
 import weakref
 
 import pytest
-from reading import counted
-from sqlalchemy import create_engine, event, text
+from reading import counted, shown
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import (
     AsyncSession,
@@ -389,6 +389,19 @@ class TestEngines:
         uninstrument(maker)
         assert counted("later")["queries"] == 1
 
+    def test_one_instrumented_alone_counts_a_session_that_chooses_it_by_get_bind(self, engine):
+        class Routing(Session):
+            def get_bind(self, *_args, **_kwargs):
+                return engine
+
+        instrument(engine, name="alone")
+        for make in (Routing, sessionmaker(class_=Routing)):
+            with make() as session:
+                session.execute(ONE)
+                assert metrics_for(session).query_count == 1
+        uninstrument(engine)
+        assert counted("alone")["creations success"] == 2
+
     def test_one_chosen_by_get_bind_is_found_even_where_it_refuses(
         self, engine, new_engine, tmp_path
     ):
@@ -408,6 +421,23 @@ class TestEngines:
         assert counted("routing")["creations success"] == 1
         assert counted("routing")["creations failure OperationalError"] == 1
         assert counted("routing")["queries"] == 1
+
+    def test_those_that_a_session_alone_is_bound_to_are_found_before_it_uses_them(
+        self, engine, new_engine, tmp_path
+    ):
+        broken = new_engine(f"sqlite:///{tmp_path}/no/such/db")
+        maker = sessionmaker()
+        instrument(maker, name="binds")
+        table = Table("items", MetaData(), Column("id", Integer))
+        with maker(binds={table: engine}) as session:
+            table.create(session.connection(bind_arguments={"clause": table}))
+        with maker() as session, pytest.raises(Exception, match="open"):
+            session.bind_table(table, broken)
+            session.execute(select(table))
+        uninstrument(maker)
+        assert counted("binds")["creations success"] == 1
+        assert counted("binds")["creations failure OperationalError"] == 1
+        assert shown()["use_time_seconds_count"] == 1
 
     def test_execution_options_share_what_was_done(self, engine):
         maker = sessionmaker(engine.execution_options(isolation_level="SERIALIZABLE"))

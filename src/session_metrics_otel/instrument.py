@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from .catalog import DEFAULT_FACTORY
 from .faults import caught
 from .hooks import connection_spans, pools, statements
-from .hooks.observer import Adopter, Observer
+from .hooks.observer import Adopter, Observer, engine_behind
 from .hooks.session_classes import watch
 from .hooks.sessions import attached_record
 from .hooks.statement_spans import StatementSpans
@@ -320,7 +320,7 @@ def _watched_subclass(
 
 
 def _adopt_sessions_of(engine: Engine, observer: Observer) -> Callable[[], None]:
-    hooks = _hook_engine(observer, engine)
+    hooks = _hook_engine(observer, engine_behind(engine))
     hooks.owner = observer
     _choose_core_spans(engine, hooks)
     # Some engines are never given back, but only forgotten.
@@ -334,11 +334,8 @@ def _adopt_sessions_of(engine: Engine, observer: Observer) -> Callable[[], None]
     return restore
 
 
-def _hook_engine(observer: Observer, bind: Any) -> _EngineHooks:
-    """Observe the engine behind ``bind``, an Engine, AsyncEngine or Connection."""
-    engine: Any = getattr(bind, "sync_engine", bind).engine
-    while hasattr(engine, "_proxied"):  # made by execution_options(): one may come per request
-        engine = engine._proxied
+def _hook_engine(observer: Observer, engine: Engine) -> _EngineHooks:
+    """Observe ``engine`` for ``observer``."""
     with _lock:
         hooks = _hooks_of(engine.dialect)
         if hooks is None:

@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from reading import shown
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, select, text
+from hooks.conftest import Base, Order
+from reading import counted, shown
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, event, select, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
@@ -91,6 +92,32 @@ def test_every_field_of_a_report(starved, caplog):
     for session in (holding, waiting):
         session.close()
     uninstrument(maker)
+
+
+@pytest.mark.parametrize("moment", ["before_commit", "before_flush", "after_commit"])
+def test_what_a_listener_of_a_session_asks_for_is_not_asked_by_the_session(
+    new_engine, starved, moment
+):
+    audit = starved(pool_logging_name="audit")
+    engine = new_engine()
+    Base.metadata.create_all(engine)
+    maker = sessionmaker(engine)
+    instrument(maker, name="orders")
+
+    def asks(*_):
+        with bind(request_id="r-2"):
+            ask_in_vain(audit)
+
+    event.listen(maker, moment, asks)
+    with audit.connect(), maker() as session:
+        session.add(Order())
+        session.commit()
+        assert metrics_for(session).state == "committed"
+    uninstrument(maker)
+    (report,) = exhaustion_reports()
+    assert (report["waiting"]["session_id"], report["waiting"]["request_id"]) == ("", "r-2")
+    assert shown("audit")["timeouts_total"] == 1
+    assert not [key for key in counted("orders") if key.startswith("errors")]
 
 
 def test_who_held_longest_comes_first(observe):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from reading import counted, shown
@@ -21,7 +23,7 @@ from sqlalchemy.pool import (
     StaticPool,
 )
 
-from session_metrics_otel import instrument, uninstrument
+from session_metrics_otel import instrument, metrics_for, uninstrument
 
 ONE = text("select 1")
 
@@ -192,6 +194,22 @@ class TestEngines:
         assert found["queries"] == 3
         assert found["creations success"] == found["transactions committed"] == 1
 
+    def test_the_first_one_of_an_engine_that_a_statement_names_is_held_too(self, new_engine):
+        engine = new_engine(poolclass=QueuePool)
+        maker = sessionmaker()
+        instrument(maker, name="named")
+        with maker() as session:
+            session.execute(ONE, bind_arguments={"bind": engine})
+            (holder,) = engine.pool.holders.values()
+            assert holder.describe()["session_id"] == metrics_for(session).session_id
+            assert told(*BOTH) == (1, 0)
+            session.connection(bind_arguments={"bind": engine}).detach()
+            session.commit()
+            session.execute(ONE, bind_arguments={"bind": engine})
+            assert told(*BOTH) == (1, 0)
+        assert told(*BOTH, "use_time_seconds_count") == (0, 1, 2)
+        uninstrument(maker)
+
     def test_whatever_is_instrumented_of_it_one_pool_is_counted_once(self, new_engine):
         engine = new_engine(poolclass=QueuePool)
         makers = [sessionmaker(engine), sessionmaker(engine)]
@@ -208,6 +226,27 @@ class TestEngines:
         for target in targets:
             uninstrument(target)
         assert type(engine.pool) is QueuePool
+
+    def test_a_connection_that_a_session_was_bound_to_is_kept_by_nobody(self, observe):
+        engine = observe(poolclass=QueuePool)
+        maker = sessionmaker()
+        instrument(maker, name="bound")
+        connection = engine.connect()
+        maker(bind=connection).close()
+        del connection  # dropped unclosed, as without us it goes back to its pool
+        gc.collect()
+        assert told(*BOTH) == (0, 1)
+        uninstrument(maker)
+
+    def test_a_double_of_an_engine_is_let_be(self):
+        double = MagicMock()
+        double.connect().in_transaction.return_value = False
+        maker = sessionmaker(double)
+        instrument(maker, name="double")
+        with maker() as session:
+            assert session.connection() is double.connect()
+        uninstrument(maker)
+        assert counted("double")["creations success"] == 1
 
     async def test_an_async_engine_and_its_sessions_are_counted_once(self, tmp_path):
         engine = create_async_engine(
@@ -230,6 +269,27 @@ class TestEngines:
         for target in (engine, maker):
             uninstrument(target)
         assert type(engine.sync_engine.pool) is AsyncAdaptedQueuePool
+
+    @pytest.mark.parametrize("last_in_first_out", [False, True])
+    async def test_an_async_pool_knows_its_idle_ones_in_either_order(
+        self, tmp_path, last_in_first_out
+    ):
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{tmp_path}/db",
+            poolclass=AsyncAdaptedQueuePool,
+            pool_use_lifo=last_in_first_out,
+            pool_logging_name="ordered",
+        )
+        instrument(engine, name="pooled")
+        assert told(*BOTH, name="ordered") == (0, 0)
+        async with engine.connect() as first, engine.connect() as second:
+            assert told(*BOTH, name="ordered") == (2, 0)
+            await second.close()
+            assert told(*BOTH, name="ordered") == (1, 1)
+            await first.invalidate()
+        assert told(*BOTH, name="ordered") == (0, 1)
+        await engine.dispose()
+        uninstrument(engine)
 
     async def test_one_that_gave_up_waiting_is_no_longer_pending(self, tmp_path):
         engine = create_async_engine(

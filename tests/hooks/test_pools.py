@@ -27,7 +27,7 @@ from sqlalchemy.pool import (
 )
 
 from session_metrics_otel import bind, exhaustion_reports, instrument, metrics_for, uninstrument
-from session_metrics_otel.hooks import holders
+from session_metrics_otel.hooks import holders, pools
 
 ONE = text("select 1")
 NAME = "sqlite/"
@@ -151,6 +151,11 @@ class TestNames:
         [
             ("postgresql+psycopg://u:secret@db.example:5433/shop", "db.example:5433/shop"),
             ("postgresql+psycopg://db.example/shop", "db.example/shop"),
+            ("postgresql+psycopg:///shop", "postgresql/shop"),
+            ("postgresql+asyncpg://u:secret@/shop?host=/sql/primary", "/sql/primary/shop"),
+            ("postgresql+psycopg:///shop?host=one&host=two", "postgresql/shop"),
+            ("postgresql+pg8000://u@/shop?unix_sock=/sql/replica/.s", "/sql/replica/.s/shop"),
+            ("mysql+pymysql://u@/shop?unix_socket=/sql/primary", "/sql/primary/shop"),
             ("sqlite:////tmp/x.db", "sqlite//tmp/x.db"),
         ],
     )
@@ -292,6 +297,26 @@ class TestLives:
             assert shown()["count used"] == 1
         assert asked == [engine.pool]
 
+    @pytest.mark.faults
+    def test_a_pool_that_does_not_tell_its_size_leaves_the_others_told(self, observe):
+        class Own(QueuePool):
+            tells = True
+
+            def size(self):
+                if not self.tells:
+                    raise NotImplementedError
+                return super().size()
+
+        own = observe(poolclass=Own, pool_logging_name="own").pool
+        own.tells = False
+        observe(poolclass=QueuePool)
+        assert shown()["count idle"] == 0
+        found = shown("own")
+        assert (found["count used"], found["sqlalchemy_pools"]) == (0, 1)
+        assert "count idle" not in found
+        assert value("sqlalchemy_session_telemetry_faults_total", component="pools") >= 1
+        own.tells = True
+
     def test_what_somebody_else_put_around_connecting_still_runs(self, observe, monkeypatch):
         asked = []
         connect = Pool.connect
@@ -399,6 +424,12 @@ class TestExhaustion:
                 report = exhaustion_reports()[-1]
                 assert report["holders"][0]["session_id"] == metrics_for(session).session_id
             holders._last_report.clear()
+            with pytest.raises(PoolTimeoutError):
+                engine.connect()
+            held = exhaustion_reports()[-1]["holders"][0]
+            assert (held["session_id"], held["state"], held["made_at"]) == ("", "", "")
+            assert (held["request_id"], held["last_statement"]) == ("r-1", "SELECT")
+            holders._last_report.clear()
             with bind(request_id="r-2"):
                 core.execute(ONE)
             with pytest.raises(PoolTimeoutError):
@@ -432,6 +463,43 @@ class TestExhaustion:
             assert report["timeouts"] == 2
             assert report["nested"] == 1
             assert value(nested, db_client_connection_pool_name=NAME) == 1
+
+    def test_a_request_holds_the_connections_that_it_took_without_a_session_too(self, observe):
+        engine = self.starved(observe)
+        with engine.connect() as other, engine.connect() as core:
+            with bind(request_id="r-2"):
+                other.execute(ONE)
+            with bind(request_id="r-1"):
+                core.execute(ONE)
+                with Session(engine) as session, pytest.raises(PoolTimeoutError):
+                    session.execute(ONE)
+        (report,) = exhaustion_reports()
+        assert (report["nested"], report["waiting"]["holds"]) == (1, 1)
+        assert shown()["sqlalchemy_pool_nested_timeouts_total"] == 1
+
+    def test_a_session_of_two_engines_of_one_pool_holds_one_itself(self, observe, caplog):
+        engine = self.starved(observe)
+        other = engine.execution_options(isolation_level="AUTOCOMMIT")
+        with engine.connect(), Session() as session:  # for no request that is known
+            session.execute(ONE, bind_arguments={"bind": engine})
+            with pytest.raises(PoolTimeoutError):
+                session.execute(ONE, bind_arguments={"bind": other})
+        (report,) = exhaustion_reports()
+        assert (report["nested"], report["waiting"]["holds"]) == (1, 1)
+        assert "Route unknown, request unknown, waits for a connection at " in caplog.text
+        assert shown()["sqlalchemy_pool_nested_timeouts_total"] == 1
+
+    def test_pools_that_lead_to_too_many_places_are_not_said_to_lead_to_one(
+        self, new_engine, monkeypatch, caplog
+    ):
+        monkeypatch.setattr(pools, "MAX_POOLS", 2)
+        engines = [new_engine(pool_logging_name=f"tenant-{number}") for number in range(14)]
+        for engine in engines:
+            instrument(engine)
+        assert shown("_OTHER")["sqlalchemy_pools"] == 12
+        for engine in engines:
+            uninstrument(engine)
+        assert caplog.records == []
 
     def test_pools_that_multiply_are_warned_of_with_the_line_that_made_them(
         self, observe, new_engine, caplog

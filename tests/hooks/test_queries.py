@@ -182,7 +182,6 @@ def test_is_worked_out_once_for_a_compiled_statement(engine, described, monkeypa
 
 
 @pytest.mark.faults
-@pytest.mark.faults
 def test_a_fault_leaves_the_statement_alone(engine, described, monkeypatch):
     def broken(compiled):
         raise RuntimeError("broken")
@@ -200,6 +199,12 @@ SANITISED = [
     ("select E'it\\'s', x from t", "select ?, x from t"),
     ("select $$it's$$, $tag$a $$ b$tag$, x", "select ?, ?, x"),
     ("select N'a', x'ff', b'01'", "select ?, ?, ?"),
+    (
+        "select q'[it's]', nq'{it's}', Q'(it's)', q'<it's>', q'!it's!', q from t",
+        "select ?, ?, ?, ?, ?, q from t",
+    ),
+    ("select q'[it's never closed", "select ?"),
+    ("select a #> '{b}', a #- b from t", "select a #> ?, a #- b from t"),
     ("select 1 -- the 'secret'\nfrom t", "select ? \nfrom t"),
     ("/* it's */ select /* 1 */ 2", "select  ?"),
     ("select 'never closed from t", "select ?"),
@@ -220,6 +225,8 @@ def test_sanitised(given, expected):
 def test_sanitised_where_double_quotes_are_strings():
     text = r"""select "it's \" a", 'b\'s', `c'1` from t"""
     assert sanitised(text, "`") == "select ?, ?, `c'1` from t"
+    text = "select 1 # it's one\nfrom t where a = 'secret'"
+    assert sanitised(text, "`") == "select ? \nfrom t where a = ?"
     compiled = text_compiled_by(mysql.dialect(), 'select "secret"')
     assert describe(compiled).text == "select ?"
 

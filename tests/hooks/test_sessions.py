@@ -12,7 +12,7 @@ import pytest
 from hooks.conftest import Base, Order, Versioned
 from opentelemetry.sdk.trace import TracerProvider
 from reading import changes, counted, since_2_0_31, value
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
@@ -345,6 +345,29 @@ class TestErrors:
             | ended("closed")
             | {"errors OperationalError": 1},
         )
+
+    def test_a_statement_whose_error_the_application_replaces(self, engine, provider, spans):
+        class Unavailable(Exception):
+            pass
+
+        def replace(context):
+            raise Unavailable from context.original_exception
+
+        event.listen(engine, "handle_error", replace)  # before ours, which is not asked then
+        maker = sessionmaker(engine)
+        instrument(maker, name="orders", tracer_provider=provider)
+        with maker() as session, pytest.raises(Unavailable):
+            session.execute(text("select :secret from nowhere"), {"secret": "hunter2"})
+        uninstrument(maker)
+        expect(
+            queries=1,
+            also=changes("created", "active", "error", "closing", "closed")
+            | ended("closed")
+            | {"errors OperationalError": 1},
+        )
+        statement = next(span for span in spans.get_finished_spans() if span.name != "connect")
+        assert statement.name == "SELECT nowhere"
+        assert statement.status.description == "no such table: nowhere"
 
     def test_the_text_kept_is_the_drivers_and_quotes_no_parameter(self, orders):
         with orders() as session:

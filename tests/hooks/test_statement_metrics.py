@@ -1,13 +1,29 @@
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
 from prometheus_client import REGISTRY
 from reading import counted
-from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, insert, select, text
+from sqlalchemy import (
+    Column,
+    Engine,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    event,
+    insert,
+    select,
+    text,
+)
+from sqlalchemy.dialects import registry as dialects
+from sqlalchemy.dialects.sqlite.base import SQLiteExecutionContext
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import registry, relationship, selectinload, sessionmaker
 
-from session_metrics_otel import instrument, uninstrument
+from session_metrics_otel import instrument, metrics_for, uninstrument
 from session_metrics_otel.hooks import statement_metrics
 from session_metrics_otel.series import Bounded
 
@@ -67,6 +83,43 @@ def test_a_failed_one_has_its_error(maker):
     assert durations() == {("", "", "OperationalError"): 1}
 
 
+@pytest.mark.parametrize("level", ["engine", "every engine"])
+def test_a_failed_one_is_counted_though_a_listener_raises_another_error(
+    engine, provider, spans, level
+):
+    class Ours(Exception):
+        pass
+
+    def translate(_):
+        raise Ours
+
+    target = engine if level == "engine" else Engine
+    event.listen(target, "handle_error", translate)
+    maker = sessionmaker(engine)
+    instrument(maker, name="timed", tracer_provider=provider)
+    with maker() as session:
+        with pytest.raises(Ours):
+            session.execute(text("select * from nowhere"))
+        assert metrics_for(session).last_error == "no such table: nowhere"
+    event.remove(target, "handle_error", translate)
+    uninstrument(maker)
+    assert durations() == {("", "", "OperationalError"): 1}
+    assert counted("timed")["errors OperationalError"] == 1
+    failed = next(span for span in spans.get_finished_spans() if "nowhere" in span.name)
+    assert failed.attributes["error.type"] == "OperationalError"
+
+
+def test_an_error_that_sqlalchemy_expects_is_the_statement_s_and_not_the_session_s(maker):
+    with maker() as session:
+        connection = session.connection().execution_options(skip_user_error_events=True)
+        with pytest.raises(OperationalError):  # as of MySQL's has_table()
+            connection.execute(text("select * from nowhere"))
+        assert metrics_for(session).state == "active"
+        assert metrics_for(session).idle_seconds() > 0
+    assert durations() == {("", "", "OperationalError"): 1}
+    assert [key for key in counted("timed") if "error" in key] == []
+
+
 def test_core_statements_too(maker):
     with maker.kw["bind"].connect() as connection:
         connection.execute(select(ITEMS))
@@ -81,6 +134,53 @@ def test_sqlite_does_not_know_its_rows(maker):
     assert found == []
 
 
+class Cursor(sqlite3.Cursor):
+    rowcount = 3
+
+
+class CursorAtTheServer(sqlite3.Cursor):
+    rowcount = 18446744073709551615  # as PyMySQL's says
+
+
+class Context(SQLiteExecutionContext):
+    def create_default_cursor(self):
+        return self._dbapi_connection.cursor(Cursor)
+
+    def create_server_side_cursor(self):
+        return self._dbapi_connection.cursor(CursorAtTheServer)
+
+
+@pytest.mark.parametrize(
+    ("database", "streams", "rows"),
+    [("mysql", False, [3]), ("mysql", True, []), ("oracle", False, [])],
+)
+def test_a_driver_that_counts_as_it_fetches_does_not_know_its_rows(
+    new_engine, monkeypatch, database, streams, rows
+):
+    dialect = type(
+        "Dialect",
+        (SQLiteDialect_pysqlite,),
+        {
+            "name": database,
+            "supports_server_side_cursors": True,
+            "supports_statement_cache": True,
+            "execution_ctx_cls": Context,
+        },
+    )
+    monkeypatch.setitem(dialects.impls, "counting", lambda: dialect)
+    engine = new_engine("counting://", creator=lambda: sqlite3.connect(":memory:"))
+    instrument(engine, name="rows")
+    with engine.connect() as connection:
+        connection.execute(ONE, execution_options={"stream_results": streams}).all()
+    uninstrument(engine)
+    assert [
+        sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "db_client_response_returned_rows_sum" and sample.value
+    ] == rows
+
+
 def test_series_are_bounded(maker, monkeypatch):
     monkeypatch.setattr(statement_metrics, "_pairs", Bounded(2, OTHER_PAIR))
     metadata = MetaData()
@@ -91,6 +191,23 @@ def test_series_are_bounded(maker, monkeypatch):
             session.execute(select(table))
     assert len(durations()) == 3
     assert durations()[("_OTHER", "_OTHER", "")] == 6
+
+
+def test_databases_are_bounded(new_engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(statement_metrics, "_databases", Bounded(2, ("_OTHER", "", "")))
+    engines = [new_engine(f"sqlite:///{tmp_path}/tenant-{number}") for number in range(4)]
+    for engine in (*engines, engines[0]):
+        instrument(engine, name="tenants")
+        with engine.connect() as connection:
+            connection.execute(select(1))
+    for engine in engines:
+        uninstrument(engine)
+    assert {
+        sample.labels["db_namespace"]: sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "db_client_operation_duration_seconds_count"
+    } == {f"{tmp_path}/tenant-0": 2, f"{tmp_path}/tenant-1": 1, "_OTHER": 2}
 
 
 class TestRepeats:
@@ -112,6 +229,18 @@ class TestRepeats:
         with maker() as session:
             for number in range(10):
                 session.connection().exec_driver_sql(f"select {number}")
+        assert counted("timed")["repeated_statements"] == 1
+
+    def test_of_more_statements_than_are_kept_the_first_are_looked_for(self, maker):
+        with maker() as session:
+            for number in range(1010):
+                session.connection().exec_driver_sql(f"select {number}")
+            assert len(metrics_for(session).repeats._counts) == 1000
+            for _ in range(4):
+                session.connection().exec_driver_sql("select 1009")
+            assert counted("timed").get("repeated_statements") is None
+            for _ in range(3):
+                session.connection().exec_driver_sql("select 999")
         assert counted("timed")["repeated_statements"] == 1
 
     def test_a_list_of_any_length_is_one_shape(self, maker):

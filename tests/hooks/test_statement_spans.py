@@ -135,6 +135,30 @@ class TestWhatASpanSays:
             "server.port": 5433,
         }
 
+    @pytest.mark.parametrize(
+        ("dialect", "system"),
+        [
+            ("sqlite", "sqlite"),
+            ("mssql", "microsoft.sql_server"),
+            ("oracle", "oracle.db"),
+            ("cockroachdb", "cockroachdb"),
+            ("redshift", "aws.redshift"),
+            ("spanner+spanner", "gcp.spanner"),
+            ("hana", "sap.hana"),
+            ("ibm_db_sa", "ibm.db2"),
+            ("informix", "ibm.informix"),
+            ("netezza", "ibm.netezza"),
+            ("firebird", "firebirdsql"),
+            ("teradatasql", "teradata"),
+            ("clickhousedb", "clickhouse"),
+        ],
+    )
+    def test_a_database_has_the_name_that_the_conventions_have_for_it(
+        self, engine, monkeypatch, dialect, system
+    ):
+        monkeypatch.setattr(engine.dialect, "name", dialect)
+        assert server_attributes(engine)["db.system.name"] == system
+
     def test_a_socket_s_folder_is_its_address(self, new_engine):
         pytest.importorskip("psycopg")
         url = "postgresql+psycopg://ann@/shop?host=/run/postgresql"

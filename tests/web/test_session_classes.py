@@ -24,6 +24,12 @@ ONE_COMMITTED = {
 }
 
 
+def taken_here(engine):
+    """Whether the one connection that is out is said to have been taken in this file."""
+    (holder,) = engine.pool.holders.values()
+    return holder.describe()["taken_at"].startswith(f"{__file__}:")
+
+
 def test_sqlmodel(engine):
     sqlmodel = pytest.importorskip("sqlmodel")
     maker = sessionmaker(engine, class_=sqlmodel.Session)
@@ -31,6 +37,7 @@ def test_sqlmodel(engine):
     with bind(request_id="r"), maker() as session:
         assert session.exec(select(text("1"))).one() == (1,)
         assert metrics_for(session).request_id == "r"
+        assert taken_here(engine)
         session.commit()
     uninstrument(maker)
     assert counted("sqlmodel") == ONE_COMMITTED
@@ -56,7 +63,8 @@ def test_flask_sqlalchemy():
 
     @app.route("/")
     def index():
-        found = db.session.scalar(text("select 1"))
+        found = db.one_or_404(select(text("1")))
+        assert taken_here(db.engine)
         db.session.commit()
         return str(found)
 
@@ -90,6 +98,7 @@ async def test_advanced_alchemy():
     instrument(maker, name="advanced")
     async with maker() as session:
         assert await Orders(session=session).get_many() == []
+        assert taken_here(engine.sync_engine)
         await session.commit()
     uninstrument(maker)
     await engine.dispose()

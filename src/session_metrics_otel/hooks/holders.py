@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from session_metrics_otel.binding import NOTHING_BOUND, current_binding
-from session_metrics_otel.catalog import OTHER
+from session_metrics_otel.catalog import OTHER, SessionState
 from session_metrics_otel.legible import one_line
 from session_metrics_otel.series import Bounded
 
@@ -66,6 +66,8 @@ class Holder:
         session = self.session
         bound = self.bound if session is None else session
         last = self.last_statement if session is None else session.last_statement
+        if session is not None and session.state is SessionState.CLOSED:
+            session = None  # it was bound to this connection, which outlived it
         return {
             "session_id": "" if session is None else one_line(session.session_id),
             "request_id": one_line(bound.request_id),
@@ -87,14 +89,16 @@ def describe_waiter(
     """What the report says of whoever asked in vain, and how many connections it holds itself."""
     bound = current_binding.get() if session is None else session
     request_id = bound.request_id
-    holding = [holder.session for holder in holders if holder.session is not None and request_id]
+    holding = [holder.session or holder.bound for holder in holders]
     return {
-        "session_id": "" if session is None else session.session_id,
-        "request_id": request_id,
-        "route": bound.route,
+        "session_id": "" if session is None else one_line(session.session_id),
+        "request_id": one_line(request_id),
+        "route": one_line(bound.route),
         "asked_at": line_of(place),
         "made_at": "" if session is None else line_of(session.born_at),
-        "holds": sum(held.request_id == request_id for held in holding),
+        "holds": sum(
+            by is session or bool(request_id and by.request_id == request_id) for by in holding
+        ),
     }
 
 
@@ -110,14 +114,14 @@ def exhaustion_reports() -> list[dict[str, Any]]:
 
     - ``at``, when the first of its requests timed out, and ``last_at``, when the last did, in
       ISO 8601 form;
-    - ``pool``, the pool's name;
+    - ``pool``, the pool's name, and ``status``, what SQLAlchemy's pool says of itself;
     - ``timeouts``, how many requests it speaks for so far, and ``nested``, how many of these
       already held a connection;
     - ``waiting``, the first of these: its session, request and route, the lines that asked and that
       made its session, and how many connections its own request ``holds``;
-    - ``holders``: for each connection that was out, its session, request, route, state, seconds
-      held, seconds since a statement, statements, last statement, the line of code that took it,
-      and the one that made its session.
+    - ``holders``: for each connection that was out, its session, factory, request, route, state,
+      seconds held, seconds since a statement, statements, last statement, the line of code that
+      took it, and the one that made its session.
     """
     return list(_reports)
 
@@ -169,10 +173,10 @@ def _as_text(report: dict[str, Any]) -> str:
     if waiting["holds"]:
         made = f", in a session made at {waiting['made_at']}," if waiting["made_at"] else ""
         line = (
-            f"Route {one_line(waiting['route']) or 'unknown'}, "
-            f"request {one_line(waiting['request_id'])}, waits for a connection at "
-            f"{waiting['asked_at'] or 'an unknown place'}{made} and holds {waiting['holds']} "
-            "already: where all that hold one wait for another, none goes on."
+            f"Route {waiting['route'] or 'unknown'}, request {waiting['request_id'] or 'unknown'}, "
+            f"waits for a connection at {waiting['asked_at'] or 'an unknown place'}{made} and "
+            f"holds {waiting['holds']} already: where all that hold one wait for another, none "
+            "goes on."
         )
         lines.insert(0, line)
     for holder in holders:

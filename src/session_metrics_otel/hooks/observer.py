@@ -12,6 +12,8 @@ from weakref import WeakSet, ref
 
 from opentelemetry import trace
 from opentelemetry.context import get_current
+from sqlalchemy import Engine
+from sqlalchemy.engine.base import OptionEngineMixin
 
 from session_metrics_otel.binding import current_binding
 from session_metrics_otel.catalog import SessionState
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
-    from sqlalchemy import Dialect, Engine
+    from sqlalchemy import Dialect
 
     from .statement_spans import StatementSpans
 
@@ -52,6 +54,13 @@ _serial = count(1)
 _new: Callable[[type[ObservedSessionMetrics]], Any] = object.__new__
 
 
+def engine_behind(engine: Engine) -> Engine:
+    """The one that ``engine`` was made from by ``execution_options()``, as may be each request."""
+    while isinstance(engine, OptionEngineMixin):
+        engine = engine._proxied
+    return engine
+
+
 class Observer:
     """Watches the sessions of one factory.
 
@@ -64,11 +73,12 @@ class Observer:
         repeated_statements: How often a session may send the same statement; None: not counted.
         holder_lines: Whether its engines' pools take note of the line that takes a connection.
         own_provider: Whether the tracer is of a provider that was given for it.
-        meet: Called with each engine the sessions are bound to, so that its statements are seen.
+        meet: Called with each engine that the sessions are bound to when it is first met, so that
+            its statements are seen.
 
     Attributes:
         engines: The engines its sessions were seen to use.
-        met: The last of them, or a connection to it: as a rule there is one.
+        met: The last of them: as a rule there is one.
         ended: Called after each session's end once the factory has been given back.
     """
 
@@ -145,9 +155,16 @@ class Observer:
 
     def meet(self, bind: Any) -> None:
         """Make sure that the engine behind ``bind`` is observed."""
-        if bind is not None and bind is not self.met:
-            self._meet(self, bind)
-            self.met = bind
+        if bind is None or bind is self.met:
+            return
+        # Never a connection: one that is dropped unclosed goes back to its pool.
+        bound = getattr(bind, "sync_engine", bind).engine
+        engine = engine_behind(bound)
+        # None: the factory was given back, and its engines may be unhooked just now.
+        unsure = self.met is None or engine not in self.engines
+        if unsure and isinstance(engine, Engine):  # else it is a test's double of one
+            self._meet(self, engine)
+        self.met = bound
 
     def working(self, session: Any) -> ObservedSessionMetrics:
         """The record of a session that is being used: a new one where the last was closed."""

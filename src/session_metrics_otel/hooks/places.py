@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from operator import attrgetter
+from os import sep
 from pathlib import Path
 from sys import _getframe
 from types import CodeType
@@ -20,8 +21,16 @@ Place = tuple[CodeType, int]
 _OURS = Path(__file__).parent.parent
 _INSIDE = (str(Path(sqlalchemy.__file__).parent), str(_OURS))
 _APPLICATIONS = str(_OURS / "cli")  # the demo is one
-# Beside ours it wraps `Engine.connect`, and would seem to be who takes each connection.
-_INSTRUMENTATION = str(Path("opentelemetry", "instrumentation"))
+# What stands between an application and SQLAlchemy, and would seem to be who takes each connection:
+# instrumentation beside ours, which wraps `Engine.connect`, and packages whose sessions or
+# repositories are called in place of SQLAlchemy's, as installed.
+_BETWEEN = (
+    str(Path("opentelemetry", "instrumentation")),
+    *(
+        f"-packages{sep}{name}{sep}"  # site-packages, or Debian's dist-packages
+        for name in ("sqlmodel", "flask_sqlalchemy", "advanced_alchemy")
+    ),
+)
 
 # Files by whether they are SQLAlchemy's or ours: a frame's file name is looked up, not compared.
 _is_inside: dict[str, bool] = {}
@@ -126,6 +135,6 @@ def _is_code_inside(frame: Any) -> bool:
     if file.startswith("<"):  # made when it ran: SQLAlchemy makes wrappers in no named module
         return str(frame.f_globals.get("__name__", "sqlalchemy")).startswith("sqlalchemy")
     ours_or_sqlalchemys = file.startswith(_INSIDE) and not file.startswith(_APPLICATIONS)
-    inside = ours_or_sqlalchemys or _INSTRUMENTATION in file
+    inside = ours_or_sqlalchemys or any(between in file for between in _BETWEEN)
     _is_inside[file] = inside
     return inside

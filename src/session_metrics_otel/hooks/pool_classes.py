@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import (
@@ -44,10 +43,14 @@ def _connected(pool: QueuePool) -> int:
     An entry outlives a connection that was invalidated or detached, and has another opened when it
     is wanted: ``checkedin()`` counts it all the same.
     """
-    entries: Any = pool._pool
-    while not isinstance(entries, deque):  # asyncio's queue has another one inside
-        entries = entries.queue if hasattr(entries, "queue") else entries._queue
-    return sum(entry.dbapi_connection is not None for entry in tuple(entries))
+    queue: Any = pool._pool
+    if hasattr(queue, "queue"):
+        entries = queue.queue
+    else:  # asyncio's has another one inside, which it makes when it is asked for it
+        inside = vars(queue).get("_queue")
+        entries = [] if inside is None else inside._queue
+    # A deque; where asyncio's is last in, first out, a list.
+    return sum(entry.dbapi_connection is not None for entry in entries.copy())
 
 
 def idle_connections(pool: Any, used: int) -> float | None:

@@ -28,6 +28,7 @@ from session_metrics_otel.weak import alive
 from .holders import Holder, describe_waiter, report_exhaustion, routes
 from .places import line_of, place_of_checkout, place_of_engine
 from .pool_classes import idle_connections, limits
+from .servers import server_address
 from .sessions import connection_refused
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def pool_name(engine: Engine) -> str:
         return given
     url = engine.url
     port = f":{url.port}" if url.port else ""
-    return f"{url.host or url.get_backend_name()}{port}/{url.database or ''}"
+    return f"{server_address(url) or url.get_backend_name()}{port}/{url.database or ''}"
 
 
 class Meter:
@@ -308,6 +309,8 @@ def hook(engine: Engine, *, holder_lines: bool = True) -> None:
 
 def _warn_of_many(meter: Meter) -> None:
     """Say which line makes the engines, where pools of one name multiply."""
+    if meter.name == catalog.OTHER:
+        return  # these lead to different places
     in_use = sum(its is meter and not holders.replaced for _, its, holders in _observed_pools())
     if in_use >= meter.pools_to_warn_of:
         meter.pools_to_warn_of *= 2
@@ -350,10 +353,14 @@ def _read() -> Iterator[tuple[Metric, Labels, float]]:
         if holders.replaced:
             continue
         add(catalog.POOLS, (name,), 1)
-        idle = idle_connections(pool, used)
+        try:
+            idle, limited = idle_connections(pool, used), limits(pool)
+        except Exception as fault:  # noqa: BLE001 - a class of its own kind; all else is still told
+            caught("pools", fault)
+            continue
         if idle is not None:
             add(catalog.CONNECTION_COUNT, (name, "idle"), idle)
-        for metric, value in limits(pool).items():
+        for metric, value in limited.items():
             add(metric, (name,), value)
     for name, meter in _meters.copy().items():
         pending = meter.answered.read(), meter.asked.read()

@@ -25,10 +25,15 @@ _SAVEPOINT = re.compile(r"(?:RELEASE |ROLLBACK TO )?SAVEPOINT\b", re.IGNORECASE)
 
 # A quote that is never closed ends with the text: cut off or not, no literal shows.
 _COMMENT = r"--[^\n]*|/\*.*?(?:\*/|\Z)"
+_HASH_COMMENT = r"#[^\n]*"  # MySQL's; of PostgreSQL's operators some begin so
 _STRING = r"(?:\b(?:[bnrx]|u&))?'(?:[^']|'')*(?:'|\Z)"
 _ESCAPED_STRING = r"(?:\b[ebnrx])?'(?:[^'\\]|\\.|'')*(?:'|\\?\Z)"
 _DOUBLE_QUOTED_STRING = r'"(?:[^"\\]|\\.|"")*(?:"|\\?\Z)'
 _POSTGRESQL_STRINGS = r"\be'(?:[^'\\]|\\.|'')*(?:'|\\?\Z)|\$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|\Z)"
+_ORACLE_STRING = (  # q'[it's]': ended by the same character, or the other bracket, and a quote
+    r"\bn?q'(?:\[.*?(?:]'|\Z)|\{.*?(?:}'|\Z)|\(.*?(?:\)'|\Z)|<.*?(?:>'|\Z)"
+    r"|(?P<end>\S).*?(?:(?P=end)'|\Z))"
+)
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\w*"
 _PLACEHOLDER = r"%\(\w+\)s|::|[:@]\w+|\$\d+"
 _WORD = r"[^\W\d][\w$]*"
@@ -42,14 +47,17 @@ def _scanner(quote: str) -> re.Pattern[str]:
         quote: What the dialect opens a quoted name with. One that uses backticks takes double
             quotes, and backslashes, for those of strings.
     """
+    comment = _COMMENT
     if quote == "`":
+        comment = f"{_COMMENT}|{_HASH_COMMENT}"
         literals, names = f"{_ESCAPED_STRING}|{_DOUBLE_QUOTED_STRING}", r"`[^`]*`?"
     else:
-        literals, names = f"{_POSTGRESQL_STRINGS}|{_STRING}", r'"[^"]*"?'
+        literals = f"{_POSTGRESQL_STRINGS}|{_ORACLE_STRING}|{_STRING}"
+        names = r'"[^"]*"?'
     if quote == "[":
         names = rf"{names}|\[[^\]]*\]?"
     kept = f"{names}|{_PLACEHOLDER}|{_WORD}"
-    pattern = f"(?P<comment>{_COMMENT})|(?P<literal>{literals})|(?:{kept})|(?P<number>{_NUMBER})"
+    pattern = f"(?P<comment>{comment})|(?P<literal>{literals})|(?:{kept})|(?P<number>{_NUMBER})"
     return re.compile(pattern, re.IGNORECASE | re.DOTALL)
 
 

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from .observed_record import ObservedSessionMetrics
 
 
+MAX_SHAPES = 1000
+"""Different statements of one session that are looked for again; later ones are not: their texts
+would pile up in a session that lives long and writes values into them."""
+
+
 class Repeats:
     """How often one session sent each of its statements, told apart by their shape.
 
@@ -33,7 +38,9 @@ class Repeats:
         """Count the statement that ``context`` sends; the session, where it passes the limit."""
         # Not the compiled statement itself: one that cannot be cached is compiled anew each time.
         shape = context.compiled.string if context.compiled else context.statement
-        times = self._counts[shape] = self._counts.get(shape, 0) + 1
+        times = self._counts.get(shape, 0) + 1
+        if times > 1 or len(self._counts) < MAX_SHAPES:
+            self._counts[shape] = times
         if times > self._limit and times > self.count:
             if not self.summary:
                 LEDGER.tally(catalog.SESSION_REPEATED_STATEMENTS, record.factory).hit()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from session_metrics_otel.legible import one_line
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import URL, Engine
 
 Attributes = dict[str, str | int]
 
@@ -21,7 +21,23 @@ _SYSTEMS = {
     "hana": "sap.hana",
     "db2": "ibm.db2",
     "ibm_db_sa": "ibm.db2",
+    "informix": "ibm.informix",
+    "netezza": "ibm.netezza",
+    "firebird": "firebirdsql",
+    "teradatasql": "teradata",
+    "clickhousedb": "clickhouse",
 }
+
+
+# Where a URL's query names the server: asyncpg and psycopg take a host there as well, a socket's
+# folder mostly; MySQL's drivers and pg8000 take the socket itself.
+_IN_QUERY = ("host", "unix_socket", "unix_sock")
+
+
+def server_address(url: URL) -> str:
+    """The host that ``url`` leads to, or the socket; "" where it says neither."""
+    candidates = (url.host, *map(url.query.get, _IN_QUERY))
+    return next((found for found in candidates if isinstance(found, str) and found), "")
 
 
 def server_attributes(engine: Engine) -> Attributes:
@@ -36,10 +52,9 @@ def server_attributes(engine: Engine) -> Attributes:
     found: Attributes = {"db.system.name": _SYSTEMS.get(name, name)}
     if url.database:
         found["db.namespace"] = one_line(url.database)
-    # asyncpg and psycopg take a host in the query as well: a socket's folder, mostly.
-    host = url.host or url.query.get("host")
-    if isinstance(host, str) and host:
-        found["server.address"] = one_line(host)
+    address = server_address(url)
+    if address:
+        found["server.address"] = one_line(address)
         if url.port:
             found["server.port"] = url.port
     return found

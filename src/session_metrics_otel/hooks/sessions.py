@@ -16,7 +16,7 @@ from session_metrics_otel.faults import caught
 from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.series import PENDING_LIMIT
 
-from .holders import routes
+from .holders import Holder, routes
 from .observer import observer_of
 
 if TYPE_CHECKING:
@@ -95,6 +95,16 @@ def ending(kind: type[Any], name: str) -> Callable[[Any], None]:  # noqa: C901 -
     return ended
 
 
+def _taken_before(holders: dict[Any, Holder], entry: Any, now: float) -> Holder:
+    """The holder of a connection whose pool was not observed yet when it was taken."""
+    holder = Holder()
+    holder.since = now
+    holder.place = None
+    if entry is not None:  # else it has been detached
+        holders[entry] = holder
+    return holder
+
+
 def _after_begin(  # noqa: C901
     session: Any, _: SessionTransaction, connection: Any
 ) -> None:
@@ -118,8 +128,9 @@ def _after_begin(  # noqa: C901
         holders = getattr(fairy._pool, "holders", None)
         if holders is not None:
             holder = holders.get(fairy._connection_record)
-            if holder is not None:
-                holder.session = record
+            if holder is None:
+                holder = _taken_before(holders, fairy._connection_record, now)
+            holder.session = record
         stage = record._stage
         if record._mirror is not None:
             record.move(_ACTIVE)
@@ -225,7 +236,9 @@ def asking_record(dialect: Dialect) -> ObservedSessionMetrics | None:
     try:
         frame = sys._getframe(1)
         while frame is not None:
-            asking = frame.f_locals.get("self")
+            # Only where it asks: its listeners, which it calls, may ask for others of their own.
+            asks = frame.f_code.co_name == "_connection_for_bind"
+            asking = frame.f_locals.get("self") if asks else None
             if isinstance(asking, SessionTransaction):
                 observer = observer_of(asking.session)
                 observer = observer and observer.for_engine(dialect)

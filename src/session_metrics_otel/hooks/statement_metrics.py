@@ -16,11 +16,11 @@ from .queries import describe
 from .servers import error_type
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy.engine.interfaces import ExecutionContext
 
     from session_metrics_otel.series import Histogram, Labels
+
+    from .servers import Attributes
 
 KEPT = "_session_metrics_series"
 """Where a compiled statement keeps the series that it is measured in."""
@@ -28,10 +28,18 @@ KEPT = "_session_metrics_series"
 MAX_SERIES = 500
 """Different pairs of operation and collection that are told apart; the rest is ``_OTHER``."""
 
+MAX_DATABASES = 200
+"""Different databases that are told apart, as pools are; the rest is ``_OTHER``."""
+
 MAX_ERROR_TYPES = 32
 """Different ``error.type`` values; the rest is ``_OTHER``."""
 
+# Their drivers know how many rows a statement has once these are fetched; Oracle's says 0 before.
+_COUNT_AS_THEY_FETCH = frozenset({"sqlite", "oracle"})
+
 _pairs = Bounded(MAX_SERIES, (catalog.OTHER, catalog.OTHER))
+_DATABASE = ("db.namespace", "server.address", "server.port")
+_databases: Bounded[Labels] = Bounded(MAX_DATABASES, (catalog.OTHER, "", ""))
 _error_types = Bounded(MAX_ERROR_TYPES, catalog.OTHER)
 
 
@@ -58,7 +66,7 @@ class Series:
         LEDGER.histogram(catalog.OPERATION_DURATION, *labels).observe(seconds)
 
 
-def series_of(context: Any, server: Mapping[str, Any]) -> Series:
+def series_of(context: Any, server: Attributes) -> Series:
     """The series of the statement that ``context`` executes on ``server``."""
     compiled = context.compiled
     found: Series | None = None if compiled is None else compiled.__dict__.get(KEPT)
@@ -69,12 +77,15 @@ def series_of(context: Any, server: Mapping[str, Any]) -> Series:
     return found
 
 
-def _new_series(context: ExecutionContext, server: Mapping[str, Any]) -> Series:
+def _new_series(context: ExecutionContext, server: Attributes) -> Series:
     query = describe(context)
     operation, collection = _pairs.admit((query.operation, query.collection))
-    known = {"db.operation.name": operation, "db.collection.name": collection}
-    labels = tuple(
-        str({**server, **known}.get(name, "")) for name in catalog.OPERATION_DURATION.attributes
-    )
-    # sqlite3 never knows how many rows a statement has until they are fetched.
-    return Series(labels, counts_rows=context.dialect.name != "sqlite")
+    database = _databases.admit(tuple(str(server.get(name, "")) for name in _DATABASE))
+    known = {
+        "db.system.name": str(server["db.system.name"]),
+        "db.operation.name": operation,
+        "db.collection.name": collection,
+        **dict(zip(_DATABASE, database, strict=True)),
+    }
+    labels = tuple(known.get(name, "") for name in catalog.OPERATION_DURATION.attributes)
+    return Series(labels, counts_rows=context.dialect.name not in _COUNT_AS_THEY_FETCH)

@@ -52,6 +52,7 @@ class _ObservedContext:
         sent_at: ``time.perf_counter()`` when it was sent; None once it is measured.
         record: The record of the session that sends it, or None.
         plain: Whether the dialect's own class has nothing to do before and after a statement.
+        told: Whether ``_handle_error`` has heard of its failure.
     """
 
     root_connection: Any
@@ -65,7 +66,10 @@ class _ObservedContext:
     sent_at: float | None = None
     record: ObservedSessionMetrics | None = None
     plain: bool
+    told = False
+    parameters: Any
     _insertmanyvalues_rows: list[Any] | None
+    _is_server_side: bool
 
     def pre_exec(self) -> None:
         if not self.plain:
@@ -114,7 +118,12 @@ class _ObservedContext:
             if len(duration.pending) > PENDING_LIMIT:
                 duration.fold_if_free()
             self.sent_at = None
-            if series.rows is not None and self.cursor.description is not None:
+            # A cursor at the server, as of stream_results=True, says some number or other.
+            if (
+                series.rows is not None
+                and not self._is_server_side
+                and self.cursor.description is not None
+            ):
                 fetched = self._insertmanyvalues_rows  # the cursor knows its last batch alone
                 rows = self.cursor.rowcount if fetched is None else len(fetched)
                 if rows >= 0:
@@ -126,7 +135,20 @@ class _ObservedContext:
         if not self.plain:
             super().post_exec()  # type: ignore[misc]
 
+    def handle_dbapi_exception(self, e: BaseException) -> None:
+        if not self.told:  # a handle_error of the application's has raised, which ends the round
+            try:
+                text = error_text(e, parameters=self.parameters, statement=self.statement)
+                # SQLAlchemy looks whether there is a table, and expects that there may be none.
+                looks = self.root_connection.get_execution_options().get("skip_user_error_events")
+                _note_error(e, text, self, None if looks else self.root_connection)
+            except Exception as fault:  # noqa: BLE001 - never the statement's trouble
+                caught("errors", fault)
+        super().handle_dbapi_exception(e)  # type: ignore[misc]
+
     def _failed(self, error: BaseException, text: str) -> None:
+        if self.record is not None:
+            self.record.statement_ended = perf_counter()
         if self.sent_at is not None:
             seconds = perf_counter() - self.sent_at
             self.sent_at = None
@@ -147,16 +169,20 @@ def _handle_error(context: ExceptionContext) -> None:
     try:
         error, execution = context.original_exception, context.execution_context
         text = error_text(error, parameters=context.parameters, statement=context.statement)
-        if isinstance(execution, _ObservedContext):
-            execution._failed(error, text)
-        connection = context.connection
-        record = None if connection is None else record_of(connection)
-        if record is not None:
-            # The driver's own exception: SQLAlchemy's wrapper quotes the statement's parameters.
-            record.statement_ended = perf_counter()
-            record.note_error(error, text)
+        # The driver's own exception: SQLAlchemy's wrapper quotes the statement's parameters.
+        _note_error(error, text, execution, context.connection)
     except Exception as fault:  # noqa: BLE001 - never the statement's trouble
         caught("errors", fault)
+
+
+def _note_error(error: BaseException, text: str, execution: Any, connection: Any) -> None:
+    if isinstance(execution, _ObservedContext):
+        execution.told = True
+        execution._failed(error, text)
+    record = None if connection is None else record_of(connection)
+    if record is not None:
+        record.statement_ended = perf_counter()
+        record.note_error(error, text)
 
 
 def hook(engine: Engine) -> None:
