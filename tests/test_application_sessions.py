@@ -6,7 +6,9 @@ import gc
 import json
 from datetime import datetime, timezone
 
+import pytest
 from reading import value
+from threads import THREADS, in_threads
 
 from session_metrics_otel import (
     ConnectionPoolMetrics,
@@ -57,6 +59,29 @@ class TestSystemSessionMetrics:
         metrics = SystemSessionMetrics()
         metrics.decrement_active_sessions()
         assert metrics.active_sessions == 0
+
+    @pytest.mark.usefixtures("eager_switching")
+    def test_methods_are_exact_under_threads(self):
+        metrics, rounds = SystemSessionMetrics(), 200
+
+        def work():
+            for _ in range(rounds):
+                metrics.increment_total_sessions()
+                metrics.record_session_reuse()
+                metrics.record_session_cleanup(2)
+                metrics.record_error("lost")
+                metrics.increment_active_sessions()
+                metrics.increment_active_sessions()
+                metrics.decrement_active_sessions()
+
+        in_threads(work)
+        done = THREADS * rounds
+        assert metrics.total_sessions == metrics.sessions_created_today == done
+        assert shown("_created_total") == done
+        assert metrics.sessions_reused_today == shown("_reused_total") == done
+        assert metrics.expired_sessions_cleaned == shown("_expired_total") == 2 * done
+        assert metrics.active_sessions == shown("s") == done
+        assert metrics.error_count == done
 
     def test_what_the_constructor_is_given_was_counted_before(self):
         metrics = SystemSessionMetrics(total_sessions=100, active_sessions=5)
