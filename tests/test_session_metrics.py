@@ -153,6 +153,25 @@ class TestConstruction:
         assert metrics.state is SessionState.ACTIVE
         assert counted()["state_transitions created active"] == 1
 
+    def test_a_closed_one_has_the_dates_and_the_time_that_are_given(self):
+        moment = datetime(2020, 1, 2, tzinfo=timezone.utc)
+        later = moment + timedelta(seconds=5)
+        metrics = SessionMetrics(
+            created_at=moment, closed_at=later, total_time_ms=5000.0, state="closed"
+        )
+        assert (metrics.closed_at, metrics.last_activity_at) == (later, later)
+        assert metrics.total_time_ms == 5000.0
+        assert value("sqlalchemy_session_duration_seconds_sum", factory="default") == 5
+        known = {item.name: getattr(metrics, item.name) for item in dataclasses.fields(metrics)}
+        assert SessionMetrics(**known | {"last_activity_at": moment}).last_activity_at == moment
+        assert SessionMetrics(**known) == metrics
+
+    def test_one_that_did_something_before_is_not_unused(self):
+        SessionMetrics(query_count=5).close()
+        SessionMetrics(transaction_count=1).close()
+        assert counted()["creations success"] == 2
+        assert "creations unused" not in counted()
+
     def test_a_wrong_state_says_what_is_taken_and_counts_nothing(self):
         with pytest.raises(ValueError, match="'asleep' is no session state.*'created', 'active'"):
             SessionMetrics(state="asleep")

@@ -213,8 +213,16 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         live[id(self)] = _reference(self)
         if len(live) > stage.factory.peak:
             stage.factory.raise_peak(len(live))
-        if state is not _CREATED:
-            self.state = state
+        if query_count or transaction_count:
+            self._stage = stage.factory.worked  # it did something, so is not unused
+        if state is _CLOSED:
+            self.close_session(total_time_ms or None)
+            if closed_at is not None:
+                self.closed_at = self.last_activity_at = closed_at
+            if last_activity_at is not None:
+                self.last_activity_at = last_activity_at
+        elif state is not _CREATED:
+            self.move(state)
 
     def __del__(self) -> None:
         """Leave the live gauges where nobody closed the record."""
