@@ -450,7 +450,8 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
     def _collected(self) -> None:
         stage = self._stage
         factory = stage.factory
-        if stage.state in _HOLDING:
+        # Of a copy, and of a record that a fork carried along, nobody is to be told.
+        if stage.state in _HOLDING and factory.ledger is LEDGER:
             factory.leaks(GARBAGE_COLLECTED).hit()
             route, born_at = self.route, getattr(self, "born_at", None)
             age = self.get_age_seconds()
