@@ -5,7 +5,9 @@ import dataclasses
 import gc
 import json
 import pickle
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from uuid import UUID
 
 import pytest
 from opentelemetry import trace
@@ -449,6 +451,14 @@ class TestToDict:
         assert found["last_error"] == "bad"
         assert found["total_time_ms"] == 12.0
         assert json.loads(json.dumps(found)) == found
+
+    def test_is_ready_for_json_whatever_its_fields_were_given(self):
+        metrics = SessionMetrics(UUID(int=7), created_at=date(2020, 1, 2))
+        metrics.close_session(Decimal("12.5"))
+        found = json.loads(json.dumps(metrics.to_dict()))
+        assert found["session_id"] == "00000000-0000-0000-0000-000000000007"
+        assert found["created_at"] == "2020-01-02"
+        assert found["total_time_ms"] == "12.5"
 
     def test_an_open_record_has_no_closing_time(self):
         assert SessionMetrics().to_dict()["closed_at"] is None

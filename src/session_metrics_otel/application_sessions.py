@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from . import catalog
-from .base import BaseSessionMetrics, iso
+from .base import BaseSessionMetrics, plain
 from .catalog import DEFAULT_FACTORY, OTHER
 from .ledger import LEDGER
 from .series import Bounded
@@ -149,7 +149,7 @@ class SystemSessionMetrics(BaseSessionMetrics):
     def to_dict(self) -> dict[str, Any]:
         """Everything there is to know, ready for JSON: times in ISO 8601 form."""
         return {
-            item.name: iso(getattr(self, item.name))
+            item.name: plain(getattr(self, item.name))
             for item in fields(self)
             if not item.name.startswith("_")
         }

@@ -20,9 +20,11 @@ def seconds_since(moment: object) -> float:
     return max((datetime.now(timezone.utc) - moment).total_seconds(), 0.0)
 
 
-def iso(moment: object) -> str | None:
-    """``moment`` in ISO 8601 form; what is no moment in time stays as it is."""
-    return moment.isoformat() if isinstance(moment, datetime) else moment  # type: ignore[return-value]
+def plain(value: object) -> str | float | None:
+    """``value`` as JSON has it: a moment in ISO 8601 form, and of what else JSON lacks its text."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from .application_sessions import (
     SystemSessionMetrics,
     create_system_session_metrics,
 )
-from .base import BaseSessionMetrics, iso, seconds_since, text_of
+from .base import BaseSessionMetrics, plain, seconds_since, text_of
 from .catalog import (
     DEFAULT_FACTORY,
     GARBAGE_COLLECTED,
@@ -324,18 +324,18 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
     def to_dict(self) -> dict[str, Any]:
         """Everything there is to know, ready for JSON: times in ISO 8601 form."""
         return {
-            "session_id": self.session_id,
-            "request_id": self.request_id,
-            "user_id": self.user_id,
+            "session_id": plain(self.session_id),
+            "request_id": plain(self.request_id),
+            "user_id": plain(self.user_id),
             "state": self.state.value,
-            "created_at": iso(self.created_at),
-            "last_activity_at": iso(self.last_activity_at),
-            "closed_at": iso(self.closed_at),
+            "created_at": plain(self.created_at),
+            "last_activity_at": plain(self.last_activity_at),
+            "closed_at": plain(self.closed_at),
             "query_count": self.query_count,
             "transaction_count": self.transaction_count,
             "error_count": self.error_count,
-            "last_error": self.last_error,
-            "total_time_ms": self.total_time_ms,
+            "last_error": plain(self.last_error),
+            "total_time_ms": plain(self.total_time_ms),
             "age_seconds": self.get_age_seconds(),
             "inactivity_seconds": self.get_inactivity_seconds(),
         }

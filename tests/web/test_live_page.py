@@ -6,6 +6,7 @@ import json
 import re
 from datetime import datetime, timedelta, timezone
 from time import sleep
+from uuid import UUID
 from wsgiref.util import setup_testing_defaults
 
 import pytest
@@ -169,6 +170,13 @@ class TestDocument:
         assert told["session_id"] == told["request_id"] == HOSTILE
         assert headers["Content-Type"] == "application/json"
         assert headers["X-Content-Type-Options"] == "nosniff"
+        del record
+
+    def test_an_id_that_is_no_text_is_shown_as_one(self):
+        record = SessionMetrics(UUID(int=7), request_id=8)
+        (told,) = json.loads(get(LivePage())[2])["sessions"]
+        assert told["session_id"] == "00000000-0000-0000-0000-000000000007"
+        assert told["request_id"] == 8
         del record
 
 

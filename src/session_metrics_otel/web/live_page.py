@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from session_metrics_otel import catalog
+from session_metrics_otel.base import plain
 from session_metrics_otel.hooks.holders import exhaustion_reports
 from session_metrics_otel.hooks.places import line_of
 from session_metrics_otel.hooks.queries import summary_of_sent
@@ -135,9 +136,9 @@ class LivePage:
 
     def _describe(self, record: DatabaseSessionMetrics) -> dict[str, Any]:
         described = {
-            "session_id": record.session_id,
+            "session_id": plain(record.session_id),
             "factory": record.factory,
-            "request_id": record.request_id,
+            "request_id": plain(record.request_id),
             "route": record.route,
             "state": record.state.value,
             "age_seconds": round(record.get_age_seconds(), 3),
@@ -145,7 +146,7 @@ class LivePage:
             "last_statement": summary_of_sent(getattr(record, "last_statement", None)),
             "made_at": line_of(getattr(record, "born_at", None)),
         }
-        return described | {"user_id": record.user_id} if self._show_users else described
+        return described | {"user_id": plain(record.user_id)} if self._show_users else described
 
     def look(self) -> None:
         """Add a point to the plots, where the last one is old enough."""
