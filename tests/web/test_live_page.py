@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
 from time import sleep
 from uuid import UUID
@@ -178,6 +180,23 @@ class TestDocument:
         assert told["session_id"] == "00000000-0000-0000-0000-000000000007"
         assert told["request_id"] == 8
         del record
+
+
+def test_a_program_that_has_one_ends_in_silence(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from session_metrics_otel.web.live_page import LivePage\n"
+        "from sqlalchemy import create_engine\n"
+        "from sqlalchemy.orm import sessionmaker\n"
+        "from session_metrics_otel import instrument\n"
+        "page = LivePage()\n"
+        "orders = sessionmaker(create_engine('sqlite://'))\n"
+        "instrument(orders)\n"
+        "def application(environ, start_response):\n"
+        "    return page.wsgi(environ, start_response)\n"
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, check=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 class TestAnswer:

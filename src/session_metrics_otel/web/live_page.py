@@ -113,7 +113,7 @@ class LivePage:
         self._show_users = show_users
         self._history: deque[dict[str, Any]] = deque(maxlen=POINTS)
         self._looked = -BETWEEN_LOOKS
-        look_along(self.look)
+        look_along(self)
 
     def document(self) -> dict[str, Any]:
         """All that is on the page: times in seconds, dates in ISO 8601 form.
