@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import sqlite3
 from datetime import datetime, timezone
@@ -26,7 +27,7 @@ from sqlalchemy.orm import Session, close_all_sessions, scoped_session, sessionm
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, StaticPool
 
-from session_metrics_otel import bind, instrument, metrics_for, uninstrument
+from session_metrics_otel import SessionMetrics, bind, instrument, metrics_for, uninstrument
 from session_metrics_otel.ledger import LEDGER
 
 ONE = text("select 1")
@@ -48,6 +49,21 @@ def expect(factory: str = "orders", *, of: int = 1, **more: Any) -> None:
 
 def ended(outcome: str, n: int = 1) -> dict[str, int]:
     return {f"transactions {outcome}": n, f"transaction_duration_seconds_count {outcome}": n}
+
+
+def test_a_replaced_record_is_another_that_no_hook_keeps(orders):
+    with orders() as session:
+        session.execute(ONE)
+        record = metrics_for(session)
+        other = dataclasses.replace(record, session_id="other")
+        assert type(other) is SessionMetrics
+        assert (other.session_id, other.query_count, other.state) == ("other", 1, "active")
+        assert other.created_at == record.created_at
+        session.execute(ONE)
+        assert (record.query_count, other.query_count) == (2, 1)
+        other.close()
+    assert counted("orders")["queries"] == 2
+    assert counted("default")["state_transitions active closed"] == 1
 
 
 def test_dates_that_are_assigned_are_those_that_are_read(orders):

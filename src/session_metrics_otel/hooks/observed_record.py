@@ -65,6 +65,10 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
     statement_spans: Any
     transaction_began: float | None
 
+    def __new__(cls, *args: Any, **fields: Any) -> Any:
+        """Constructed, as by ``dataclasses.replace``, it is a plain record: no hook keeps it."""
+        return DatabaseSessionMetrics(*args, **fields)
+
     def _date(self, name: str) -> datetime | None:
         return self._dates.get(name) if self._dates is not None else None
 
