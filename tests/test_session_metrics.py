@@ -241,6 +241,15 @@ class TestCounting:
         metrics.query_count = 3
         assert counted()["queries"] == 6
 
+    def test_nor_does_the_sum_of_a_histogram(self):
+        metrics = SessionMetrics()
+        metrics.query_count = -3
+        metrics.close_session(total_time_ms=-5)
+        assert (metrics.query_count, metrics.total_time_ms) == (-3, -5)
+        for name in ("duration_seconds", "queries_per_session"):
+            assert value(f"sqlalchemy_session_{name}_sum", factory="default") == 0
+            assert value(f"sqlalchemy_session_{name}_count", factory="default") == 1
+
     def test_staying_in_a_state_is_no_transition(self):
         metrics = SessionMetrics()
         metrics.state = "active"
@@ -384,6 +393,21 @@ class TestCopies:
         assert type(twin) is WithNote
         twin.note = "kept"
         assert copy.copy(twin).note == "kept"
+
+    def test_a_subclass_may_be_a_dataclass_too(self):
+        record = WithTenant("s", "r")
+        record.tenant = "t"
+        assert (record.session_id, record.request_id) == ("s", "r")
+        assert dataclasses.asdict(record)["tenant"] == "t"
+        assert copy.copy(record) == record
+        assert counted()["sqlalchemy_sessions created"] == 1
+
+
+@dataclasses.dataclass(init=False)
+class WithTenant(SessionMetrics):
+    """One with a field of its own."""
+
+    tenant: str = ""
 
 
 class WithNote(SessionMetrics):

@@ -137,6 +137,9 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
     ``error_count`` counts as the methods do; a counter that is assigned less than it was keeps its
     series where it stood. Counts given to the constructor were counted by whoever gives them.
 
+    ``dataclasses.replace`` constructs another, which is counted. The constructor stays this one: a
+    subclass that is a dataclass as well is decorated with ``@dataclass(init=False)``.
+
     A record is changed by one thread at a time, as its session is.
 
     Attributes:
@@ -300,8 +303,9 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         self.total_time_ms = total_time_ms
         self._date_closing()
         factory = stage.factory
-        self.observe(factory.duration, total_time_ms / 1000)
-        self.observe(factory.queries_per_session, self._queries)
+        # No series goes down: neither do the sums of these.
+        self.observe(factory.duration, max(total_time_ms, 0) / 1000)
+        self.observe(factory.queries_per_session, max(self._queries, 0))
         self.move(_CLOSED)
         if self._mirror is not None:
             mirror = self.span_mirror()
