@@ -173,7 +173,7 @@ class LivePage:
             status, kind, body = HTTPStatus.FORBIDDEN, _TEXT, _REFUSED
         elif method not in {"GET", "HEAD"}:
             status, kind, body = HTTPStatus.METHOD_NOT_ALLOWED, _TEXT, "GET and HEAD are taken.\n"
-        elif path.endswith(".json"):
+        elif path.rstrip("/").endswith(".json"):  # Starlette adds a slash to what is mounted
             kind, body = "application/json", json.dumps(self.document())
         return Response(status, kind, body.encode(), HEADERS)
 
