@@ -256,6 +256,13 @@ class TestUninstrument:
         assert maker.kw == before
         assert maker.class_.sync_session_class is Session
 
+    def test_leaves_what_an_async_maker_was_configured_with_meanwhile(self):
+        maker = async_sessionmaker(create_async_engine("sqlite+aiosqlite://"))
+        instrument(maker)
+        maker.configure(sync_session_class=Session)
+        uninstrument(maker)
+        assert maker.kw["sync_session_class"] is Session
+
     def test_of_what_never_was_changes_nothing(self, engine):
         maker = sessionmaker(engine)
         before = footprint(engine, maker)

@@ -288,6 +288,8 @@ def _give_sync_class(maker: async_sessionmaker[Any], observer: Observer) -> Call
 
     def restore() -> None:
         leave()
+        if maker.kw["sync_session_class"] is not own:
+            return  # configured anew meanwhile
         if given is None:
             del maker.kw["sync_session_class"]
         else:
