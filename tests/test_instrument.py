@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import pickle
 import subprocess
 import sys
@@ -232,6 +233,16 @@ class TestEngineAlone:
         asyncio.run(work())
         uninstrument(engine)
         assert counted("async")["queries"] == 1
+
+
+def test_a_session_class_keeps_the_parameters_of_its_constructor():
+    class Mine(Session):
+        pass
+
+    before = inspect.signature(Mine)
+    instrument(Mine)
+    assert inspect.signature(Mine) == before
+    uninstrument(Mine)
 
 
 class TestUninstrument:

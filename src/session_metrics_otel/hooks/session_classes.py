@@ -7,6 +7,7 @@ its end.
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
@@ -106,6 +107,7 @@ class _Watch:
         kind = self.kind
         watch = self
 
+        @wraps(original)  # who looks at its parameters, such as dependency injection, finds them
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             observer = watch.observer
             if self.__class__ is kind:
