@@ -225,6 +225,7 @@ class TestAnswer:
         [
             ("192.0.2.1", {}),
             ("", {}),
+            ("::ffff:192.0.2.1", {}),
             ("127.0.0.1", {"x_forwarded_for": "192.0.2.1"}),
             ("127.0.0.1", {"forwarded": "for=192.0.2.1"}),
             ("127.0.0.1", {"host": "rebound.example"}),
@@ -236,9 +237,12 @@ class TestAnswer:
         assert status == "403 Forbidden"
         assert b"LivePage(authorise=...)" in body
 
-    @pytest.mark.parametrize("host", ["localhost", "localhost:80", "127.0.0.1:8464", "[::1]:80"])
-    def test_this_machine_by_any_of_its_names(self, host):
-        assert from_this_machine("::1", {"host": host})
+    @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+    @pytest.mark.parametrize(
+        "host", ["localhost", "Localhost:80", "127.0.0.1:8464", "[::1]:80", "[::1]"]
+    )
+    def test_this_machine_by_any_of_its_names(self, address, host):
+        assert from_this_machine(address, {"host": host})
 
     def test_the_applications_own_authorisation_decides_alone(self):
         page = LivePage(authorise=lambda environ: environ.get("HTTP_TOKEN") == "secret")

@@ -85,11 +85,13 @@ def from_this_machine(address: str, headers: Mapping[str, str]) -> bool:
     is nobody's. A name that somebody else's DNS leads here (DNS rebinding) is refused by ``Host``.
     """
     passed_on = {"forwarded", "x-forwarded-for", "x-real-ip", "via"} & set(headers)
-    host = re.sub(r":\d+$", "", headers.get("host", "")).strip("[]")
+    host = re.sub(r":\d+$", "", headers.get("host", "")).strip("[]").lower()
     try:
+        peer = ip_address(address)
+        peer = getattr(peer, "ipv4_mapped", None) or peer  # of a socket for both IPv6 and IPv4
         return (
             not passed_on
-            and ip_address(address).is_loopback
+            and peer.is_loopback
             and (host == "localhost" or ip_address(host).is_loopback)
         )
     except ValueError:
