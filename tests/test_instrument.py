@@ -368,6 +368,41 @@ class TestListeners:
         use()
         assert heard == ["before", "meanwhile"] * 2
 
+    @pytest.mark.parametrize("of_every_session", [False, True])
+    def test_one_that_was_there_before_sends_statements_of_the_session(
+        self, engine, of_every_session
+    ):
+        maker = sessionmaker(engine)
+        target = Session if of_every_session else maker
+
+        def set_tenant(_session, _transaction, connection):
+            connection.execute(ONE)
+
+        event.listen(target, "after_begin", set_tenant)
+        instrument(maker, name="heard")
+        with maker() as session:
+            session.execute(ONE)
+            assert metrics_for(session).query_count == 2
+        event.remove(target, "after_begin", set_tenant)
+        uninstrument(maker)
+        assert counted("heard")["queries"] == 2
+
+    def test_one_that_was_there_before_and_raises_hides_no_commit(self, engine):
+        maker = sessionmaker(engine)
+
+        def publish(_session):
+            raise RuntimeError("no broker")
+
+        event.listen(maker, "after_commit", publish)
+        instrument(maker, name="heard")
+        with maker() as session:
+            session.execute(ONE)
+            with pytest.raises(RuntimeError, match="no broker"):
+                session.commit()
+        uninstrument(maker)
+        assert counted("heard")["transactions committed"] == 1
+        assert "transactions closed" not in counted("heard")
+
     def test_of_one_session(self, engine):
         maker = sessionmaker(engine)
         instrument(maker, name="heard")

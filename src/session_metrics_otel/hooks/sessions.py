@@ -207,10 +207,11 @@ def _after_flush(session: Any, _: UOWTransaction) -> None:
 
 def listen(kind: type[Session]) -> None:
     """Hear what the sessions of ``kind``, an observed class, do."""
-    event.listen(kind, "after_begin", _after_begin)
-    event.listen(kind, "after_commit", _after_commit)
-    event.listen(kind, "after_rollback", _after_rollback)
-    event.listen(kind, "after_flush", _after_flush)
+    # First of all: the application's own listeners may send statements, or raise.
+    event.listen(kind, "after_begin", _after_begin, insert=True)
+    event.listen(kind, "after_commit", _after_commit, insert=True)
+    event.listen(kind, "after_rollback", _after_rollback, insert=True)
+    event.listen(kind, "after_flush", _after_flush, insert=True)
 
 
 def connection_refused(dialect: Dialect, error: BaseException) -> ObservedSessionMetrics | None:
