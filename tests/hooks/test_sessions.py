@@ -195,6 +195,14 @@ class TestTransactions:
             | ended("committed"),
         )
 
+    def test_a_close_inside_a_savepoint_goes_straight_to_its_end(self, orders):
+        session = orders()
+        session.begin_nested()
+        session.execute(ONE)
+        session.close()
+        # SAVEPOINT, ROLLBACK TO: the latter is sent while it closes.
+        expect(queries=3, also=changes("created", "active", "closing", "closed") | ended("closed"))
+
     def test_commit_from_inside_a_savepoint_is_one(self, orders):
         with orders() as session:
             session.begin_nested()
