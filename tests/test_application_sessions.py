@@ -121,6 +121,17 @@ class TestSystemSessionMetrics:
         gc.collect()
         assert shown("s") is None
 
+    @pytest.mark.faults
+    def test_one_that_holds_no_number_spoils_nobody_elses_metrics(self, caplog):
+        metrics = SystemSessionMetrics()
+        metrics.increment_total_sessions()
+        metrics.update_memory_usage(None)
+        assert shown("_created_total") == 1
+        assert shown("_memory_usage_bytes") is None
+        assert "Session telemetry (application sessions) failed" in caplog.text
+        metrics.update_memory_usage(1)
+        assert shown("_memory_usage_bytes") == 1024 * 1024
+
     def test_a_copy_is_not_mirrored(self):
         metrics = SystemSessionMetrics(active_sessions=1)
         for twin in (copy.copy(metrics), copy.deepcopy(metrics)):

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 from . import catalog
 from .base import BaseSessionMetrics, plain
 from .catalog import DEFAULT_FACTORY, OTHER
+from .faults import guarded
 from .ledger import LEDGER
 from .series import Bounded
 from .weak import alive
@@ -176,7 +177,7 @@ def _read() -> Iterator[tuple[Metric, Labels, float]]:
         yield catalog.APPLICATION_SESSION_MEMORY_USAGE, (name,), memory * BYTES_PER_MB
 
 
-LEDGER.read_with(_read)
+LEDGER.read_with(guarded("application sessions", _read))
 
 SystemMetrics = SystemSessionMetrics
 
