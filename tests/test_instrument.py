@@ -116,6 +116,28 @@ class TestTargets:
         assert Mine.__init__ is own
         assert counted("mine")["queries"] == 1
 
+    def test_a_session_subclass_with_a_close_of_its_own(self, engine):
+        class Mine(Session):
+            def close(self, *, commit=False):
+                if commit:
+                    self.commit()
+                else:
+                    self.rollback()
+                super().close()
+                return "closed"
+
+        instrument(Mine, name="mine")
+        session = Mine(engine)
+        session.execute(ONE)
+        assert session.close(commit=True) == session.close() == "closed"
+        with Mine(engine) as session:
+            session.execute(ONE)
+        uninstrument(Mine)
+        assert counted("mine")["transactions committed"] == 1
+        assert counted("mine")["transactions rolled_back"] == 1
+        assert counted("mine")["state_transitions active closing"] == 2
+        assert counted("mine")["state_transitions closing closed"] == 2
+
     def test_every_session_there_is(self, engine):
         maker = sessionmaker(engine)
         instrument(Session, name="all")

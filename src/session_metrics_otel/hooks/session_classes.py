@@ -8,6 +8,7 @@ its end.
 from __future__ import annotations
 
 from functools import wraps
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
@@ -55,10 +56,10 @@ def _observed(kind: type[Any], observer: Observer) -> type[Any]:
         _session_metrics_owner: Observer | None = None
         """Of a session that was adopted: the observer that counts it."""
 
-        close = ending(kind, "close")
-        invalidate = ending(kind, "invalidate")
+        close = _ending(kind, "close")
+        invalidate = _ending(kind, "invalidate")
         if hasattr(kind, "reset"):  # SQLAlchemy has it from 2.0.22
-            reset = ending(kind, "reset")
+            reset = _ending(kind, "reset")
 
     if kind.get_bind is not Session.get_bind and not observer.adopts:
         # It may choose an engine that nobody has seen yet, and that one may refuse.
@@ -86,6 +87,24 @@ def _observed(kind: type[Any], observer: Observer) -> type[Any]:
     ObservedSession.__qualname__ = kind.__qualname__
     ObservedSession.__module__ = kind.__module__
     return ObservedSession
+
+
+def _ending(kind: type[Any], name: str) -> Callable[..., Any]:
+    """``ending()``, for a method of ``kind``'s own too, whatever that takes and answers."""
+    if getattr(kind, name) is getattr(Session, name, None):
+        return ending(kind, name)
+
+    def ended(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answers = []
+
+        def end(session: Any) -> None:
+            answers.append(getattr(kind, name)(session, *args, **kwargs))
+
+        ending(SimpleNamespace(**{name: end}), name)(self)
+        return answers[0]
+
+    ended.__name__ = name
+    return ended
 
 
 class _Watch:

@@ -39,7 +39,7 @@ _CREATED = SessionState.CREATED
 # same as its `move`, `observe` and `close_session` do, and tests hold the two to one another.
 
 
-def ending(kind: type[Any], name: str) -> Callable[[Any], None]:  # noqa: C901 - see above
+def ending(kind: Any, name: str) -> Callable[[Any], None]:  # noqa: C901 - see above
     """The method of an observed session that ends it as ``kind``'s own does."""
 
     def ended(self: Any) -> None:  # noqa: C901, PLR0912
@@ -167,7 +167,8 @@ def _after_commit(session: Any) -> None:
             hit()
         else:
             record.ended_transaction("committed")
-            record.move(_COMMITTED)
+            if stage.state is not _CLOSING:  # a close() of the application's own may commit
+                record.move(_COMMITTED)
     except Exception as fault:  # noqa: BLE001
         caught("sessions", fault)
 
@@ -183,7 +184,8 @@ def _after_rollback(session: Any) -> None:
             record.lost_optimistic_lock(error)
         if record.transaction_began is not None and session._nested_transaction is None:
             record.ended_transaction("rolled_back")
-            record.move(SessionState.ROLLED_BACK)
+            if record._stage.state is not _CLOSING:  # or roll back
+                record.move(SessionState.ROLLED_BACK)
     except Exception as fault:  # noqa: BLE001
         caught("sessions", fault)
 
