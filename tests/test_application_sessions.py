@@ -101,6 +101,15 @@ class TestSystemSessionMetrics:
         assert shown("_created_total") == 2
         assert shown("_reused_total") == 2
 
+    def test_a_day_on_which_nothing_has_happened_yet_has_none(self):
+        metrics = SystemSessionMetrics()
+        metrics.increment_total_sessions()
+        metrics.record_session_reuse()
+        metrics._day = "2000-01-01"
+        found = metrics.to_dict()
+        assert (found["sessions_created_today"], found["sessions_reused_today"]) == (0, 0)
+        assert (found["total_sessions"], shown("_reused_total")) == (1, 1)
+
     def test_names_are_shown_apart(self):
         web, api = SystemSessionMetrics(name="web"), SystemSessionMetrics(name="api")
         web.active_sessions, api.active_sessions = 1, 2

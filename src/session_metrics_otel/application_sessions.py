@@ -149,6 +149,8 @@ class SystemSessionMetrics(BaseSessionMetrics):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything there is to know, ready for JSON: times in ISO 8601 form."""
+        with _lock:
+            self._turn_day()
         return {
             item.name: plain(getattr(self, item.name))
             for item in fields(self)
