@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from session_metrics_otel import instrument, metrics_for, uninstrument
+from session_metrics_otel import SessionMetrics, instrument, metrics_for, uninstrument
 
 ONE = text("select 1")
 
@@ -277,6 +277,24 @@ class TestUninstrument:
             assert footprint(engine, maker) != before
             uninstrument(target)
             assert footprint(engine, maker) == before
+
+    def test_does_not_wait_for_the_sessions_of_another_of_that_name(self, engine, new_engine):
+        maker, other = sessionmaker(engine), sessionmaker(new_engine())
+        before = footprint(engine, maker)
+        by_hand = SessionMetrics(factory="shared", state="active")
+        instrument(maker, name="shared")
+        instrument(other, name="shared")
+        with other() as others, maker() as session:
+            others.execute(ONE)
+            session.execute(ONE)
+            uninstrument(maker)
+            assert footprint(engine, maker) != before
+            session.close()
+            assert footprint(engine, maker) == before
+            others.execute(ONE)
+            assert metrics_for(others).query_count == 2
+        uninstrument(other)
+        by_hand.close()
 
     def test_puts_an_async_maker_back(self):
         engine = create_async_engine("sqlite+aiosqlite://")

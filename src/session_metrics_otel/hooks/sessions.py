@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.orm.session import _sessions
 
 from session_metrics_otel import catalog
 from session_metrics_otel.catalog import SessionState
 from session_metrics_otel.faults import caught
 from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.series import PENDING_LIMIT
+from session_metrics_otel.weak import alive
 
 from .holders import Holder, routes
 from .observer import observer_of
@@ -255,3 +257,15 @@ def asking_record(dialect: Dialect) -> ObservedSessionMetrics | None:
 def attached_record(session: Session) -> ObservedSessionMetrics | None:
     """The record that ``session`` carries, or None."""
     return getattr(session, "_session_metrics", None)
+
+
+def any_open(observer: Observer) -> bool:
+    """Whether ``observer`` counts a session that is open."""
+    # SQLAlchemy's own register: of a factory's name there may be others, and records kept by hand.
+    for session in alive(_sessions.valuerefs()):
+        record = attached_record(session)
+        if record is not None and record._stage.state is not _CLOSED:
+            watched: Any = session
+            if (watched._session_metrics_owner or watched._session_observer) is observer:
+                return True
+    return False
