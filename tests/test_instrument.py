@@ -98,6 +98,7 @@ class TestTargets:
         with Mine(engine) as session:
             session.execute(ONE)
         assert "__init__" not in vars(Mine)
+        assert not any("session_metrics" in name for name in {**vars(Mine), **vars(Derived)})
         assert counted("mine")["creations success"] == 2
         assert counted("mine")["queries"] == 2
 

@@ -166,10 +166,19 @@ class _Watch:
         delattr(self.kind, WATCH)
         if OBSERVED in vars(self.kind):
             delattr(self.kind, OBSERVED)
+        _forget_derived(self.kind)
         if self.own is None:
             del self.kind.__init__
         else:
             self.kind.__init__ = self.own  # type: ignore[method-assign]
+
+
+def _forget_derived(kind: type[Session]) -> None:
+    """Take off what a watch on ``kind`` has left on classes derived from it."""
+    for derived in kind.__subclasses__():
+        if OBSERVED in vars(derived) and WATCH not in vars(derived):
+            delattr(derived, OBSERVED)
+        _forget_derived(derived)
 
 
 def watch(kind: type[Session], observer: Observer) -> Callable[[], None]:
