@@ -497,6 +497,15 @@ class TestAges:
         metrics.mark_activity()
         assert metrics.get_inactivity_seconds() < 3600
 
+    @pytest.mark.parametrize("utc", ["", "Z", "+00:00"])
+    def test_are_read_from_text_too(self, utc):
+        hour_ago = datetime.now(timezone.utc) - timedelta(hours=1)
+        text = hour_ago.replace(tzinfo=None).isoformat() + utc
+        metrics = SessionMetrics(created_at=text)
+        assert 3600 <= metrics.get_age_seconds() < 3700
+        metrics.close()
+        assert 3600e3 <= metrics.total_time_ms < 3700e3
+
     def test_are_never_negative(self):
         later = datetime.now(timezone.utc) + timedelta(hours=1)
         assert SessionMetrics(created_at=later).get_age_seconds() == 0

@@ -9,6 +9,8 @@ from datetime import datetime, timezone
 def seconds_since(moment: object) -> float:
     """Seconds from ``moment`` until now, never negative; 0 where it is no moment in time."""
     if isinstance(moment, str):
+        if moment.endswith("Z"):  # UTC, which Python 3.10 does not read so
+            moment = f"{moment[:-1]}+00:00"
         try:
             moment = datetime.fromisoformat(moment)
         except ValueError:
