@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import gc
+import json
 import sqlite3
 from datetime import datetime, timezone
 from typing import Any
@@ -77,6 +79,22 @@ def test_dates_that_are_assigned_are_those_that_are_read(orders):
     said = record.to_dict()
     assert said["created_at"] == "2020-01-01T00:00:00+00:00"
     assert said["closed_at"] == "2020-01-02T00:00:00+00:00"
+
+
+@pytest.mark.parametrize("date", ["2020-01-01T00:00:00Z", "yesterday", 5, datetime(2020, 1, 1)])
+def test_dates_may_be_set_to_anything(orders, date):
+    before = datetime.now(timezone.utc)
+    with orders() as session:
+        record = metrics_for(session)
+        record.created_at = date
+        session.execute(ONE)
+        assert record.last_activity_at >= before
+        record.last_activity_at = date
+        assert record.last_activity_at == date
+    assert record.closed_at >= before
+    said = json.loads(json.dumps(record.to_dict()))
+    assert said["created_at"] == (date.isoformat() if isinstance(date, datetime) else date)
+    assert copy.copy(record).to_dict()["created_at"] == said["created_at"]
 
 
 class TestTransactions:
