@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from functools import partial
 
 import pytest
 from reading import counted, shown
@@ -19,7 +20,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from session_metrics_otel import SessionMetrics, instrument, metrics_for, uninstrument
 
@@ -296,6 +297,15 @@ class TestUninstrument:
             assert metrics_for(others).query_count == 2
         uninstrument(other)
         by_hand.close()
+
+    def test_leaves_what_somebody_else_has_wrapped_around_it_at_work(self, new_engine):
+        engine = new_engine(poolclass=NullPool)
+        instrument(engine)
+        ours = engine.dialect.connect
+        engine.dialect.connect = partial(ours)
+        uninstrument(engine)
+        with engine.connect() as connection:
+            assert connection.scalar(ONE) == 1
 
     def test_puts_an_async_maker_back(self):
         engine = create_async_engine("sqlite+aiosqlite://")
