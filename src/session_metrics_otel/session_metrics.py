@@ -454,16 +454,19 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
     def _collected(self) -> None:
         stage = self._stage
         factory = stage.factory
+        # Clocks, which crash then on Python 3.13.0, and providers, which log what comes after their
+        # shutdown, are left alone when the interpreter ends; nobody reads a report then.
+        ending = sys.is_finalizing()
         # Of a copy, and of a record that a fork carried along, nobody is to be told.
         if stage.state in _HOLDING and factory.ledger is LEDGER:
             factory.leaks(GARBAGE_COLLECTED).hit()
-            route, born_at = self.route, getattr(self, "born_at", None)
-            age = self.get_age_seconds()
-            COLLECTED.append((factory.name, self.session_id, self.request_id, route, age, born_at))
+            if not ending:
+                route, born_at = self.route, getattr(self, "born_at", None)
+                age, ids = self.get_age_seconds(), (self.session_id, self.request_id)
+                COLLECTED.append((factory.name, *ids, route, age, born_at))
         mirror = self._mirror
-        # What is current when it is collected is anybody's span; and when the interpreter ends,
-        # providers have been shut down, and log what comes later.
-        if mirror is current_mirror or sys.is_finalizing():
+        # What is current when it is collected is anybody's span.
+        if mirror is current_mirror or ending:
             self._mirror = mirror = None
         self.move(_CLOSED)
         if isinstance(mirror, SpanMirror):
