@@ -6,7 +6,9 @@ import gc
 import json
 from datetime import datetime, timezone
 
+import pytest
 from reading import value
+from threads import THREADS, in_threads
 
 from session_metrics_otel import (
     ConnectionPoolMetrics,
@@ -58,6 +60,29 @@ class TestSystemSessionMetrics:
         metrics.decrement_active_sessions()
         assert metrics.active_sessions == 0
 
+    @pytest.mark.usefixtures("eager_switching")
+    def test_methods_are_exact_under_threads(self):
+        metrics, rounds = SystemSessionMetrics(), 200
+
+        def work():
+            for _ in range(rounds):
+                metrics.increment_total_sessions()
+                metrics.record_session_reuse()
+                metrics.record_session_cleanup(2)
+                metrics.record_error("lost")
+                metrics.increment_active_sessions()
+                metrics.increment_active_sessions()
+                metrics.decrement_active_sessions()
+
+        in_threads(work)
+        done = THREADS * rounds
+        assert metrics.total_sessions == metrics.sessions_created_today == done
+        assert shown("_created_total") == done
+        assert metrics.sessions_reused_today == shown("_reused_total") == done
+        assert metrics.expired_sessions_cleaned == shown("_expired_total") == 2 * done
+        assert metrics.active_sessions == shown("s") == done
+        assert metrics.error_count == done
+
     def test_what_the_constructor_is_given_was_counted_before(self):
         metrics = SystemSessionMetrics(total_sessions=100, active_sessions=5)
         metrics.increment_total_sessions()
@@ -75,6 +100,15 @@ class TestSystemSessionMetrics:
         assert (metrics.sessions_created_today, metrics.sessions_reused_today) == (1, 1)
         assert shown("_created_total") == 2
         assert shown("_reused_total") == 2
+
+    def test_a_day_on_which_nothing_has_happened_yet_has_none(self):
+        metrics = SystemSessionMetrics()
+        metrics.increment_total_sessions()
+        metrics.record_session_reuse()
+        metrics._day = "2000-01-01"
+        found = metrics.to_dict()
+        assert (found["sessions_created_today"], found["sessions_reused_today"]) == (0, 0)
+        assert (found["total_sessions"], shown("_reused_total")) == (1, 1)
 
     def test_names_are_shown_apart(self):
         web, api = SystemSessionMetrics(name="web"), SystemSessionMetrics(name="api")
@@ -95,6 +129,17 @@ class TestSystemSessionMetrics:
         del metrics
         gc.collect()
         assert shown("s") is None
+
+    @pytest.mark.faults
+    def test_one_that_holds_no_number_spoils_nobody_elses_metrics(self, caplog):
+        metrics = SystemSessionMetrics()
+        metrics.increment_total_sessions()
+        metrics.update_memory_usage(None)
+        assert shown("_created_total") == 1
+        assert shown("_memory_usage_bytes") is None
+        assert "Session telemetry (application sessions) failed" in caplog.text
+        metrics.update_memory_usage(1)
+        assert shown("_memory_usage_bytes") == 1024 * 1024
 
     def test_a_copy_is_not_mirrored(self):
         metrics = SystemSessionMetrics(active_sessions=1)

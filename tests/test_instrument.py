@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import pickle
 import subprocess
 import sys
 import threading
 import weakref
+from functools import partial
 
 import pytest
 from reading import counted, shown
@@ -18,9 +20,9 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
-from session_metrics_otel import instrument, metrics_for, uninstrument
+from session_metrics_otel import SessionMetrics, instrument, metrics_for, uninstrument
 
 ONE = text("select 1")
 
@@ -97,6 +99,7 @@ class TestTargets:
         with Mine(engine) as session:
             session.execute(ONE)
         assert "__init__" not in vars(Mine)
+        assert not any("session_metrics" in name for name in {**vars(Mine), **vars(Derived)})
         assert counted("mine")["creations success"] == 2
         assert counted("mine")["queries"] == 2
 
@@ -114,6 +117,28 @@ class TestTargets:
         uninstrument(Mine)
         assert Mine.__init__ is own
         assert counted("mine")["queries"] == 1
+
+    def test_a_session_subclass_with_a_close_of_its_own(self, engine):
+        class Mine(Session):
+            def close(self, *, commit=False):
+                if commit:
+                    self.commit()
+                else:
+                    self.rollback()
+                super().close()
+                return "closed"
+
+        instrument(Mine, name="mine")
+        session = Mine(engine)
+        session.execute(ONE)
+        assert session.close(commit=True) == session.close() == "closed"
+        with Mine(engine) as session:
+            session.execute(ONE)
+        uninstrument(Mine)
+        assert counted("mine")["transactions committed"] == 1
+        assert counted("mine")["transactions rolled_back"] == 1
+        assert counted("mine")["state_transitions active closing"] == 2
+        assert counted("mine")["state_transitions closing closed"] == 2
 
     def test_every_session_there_is(self, engine):
         maker = sessionmaker(engine)
@@ -234,6 +259,16 @@ class TestEngineAlone:
         assert counted("async")["queries"] == 1
 
 
+def test_a_session_class_keeps_the_parameters_of_its_constructor():
+    class Mine(Session):
+        pass
+
+    before = inspect.signature(Mine)
+    instrument(Mine)
+    assert inspect.signature(Mine) == before
+    uninstrument(Mine)
+
+
 class TestUninstrument:
     def test_puts_everything_back(self, new_engine):
         engine = new_engine(poolclass=QueuePool)
@@ -245,6 +280,33 @@ class TestUninstrument:
             uninstrument(target)
             assert footprint(engine, maker) == before
 
+    def test_does_not_wait_for_the_sessions_of_another_of_that_name(self, engine, new_engine):
+        maker, other = sessionmaker(engine), sessionmaker(new_engine())
+        before = footprint(engine, maker)
+        by_hand = SessionMetrics(factory="shared", state="active")
+        instrument(maker, name="shared")
+        instrument(other, name="shared")
+        with other() as others, maker() as session:
+            others.execute(ONE)
+            session.execute(ONE)
+            uninstrument(maker)
+            assert footprint(engine, maker) != before
+            session.close()
+            assert footprint(engine, maker) == before
+            others.execute(ONE)
+            assert metrics_for(others).query_count == 2
+        uninstrument(other)
+        by_hand.close()
+
+    def test_leaves_what_somebody_else_has_wrapped_around_it_at_work(self, new_engine):
+        engine = new_engine(poolclass=NullPool)
+        instrument(engine)
+        ours = engine.dialect.connect
+        engine.dialect.connect = partial(ours)
+        uninstrument(engine)
+        with engine.connect() as connection:
+            assert connection.scalar(ONE) == 1
+
     def test_puts_an_async_maker_back(self):
         engine = create_async_engine("sqlite+aiosqlite://")
         maker = async_sessionmaker(engine)
@@ -255,6 +317,13 @@ class TestUninstrument:
         uninstrument(maker)
         assert maker.kw == before
         assert maker.class_.sync_session_class is Session
+
+    def test_leaves_what_an_async_maker_was_configured_with_meanwhile(self):
+        maker = async_sessionmaker(create_async_engine("sqlite+aiosqlite://"))
+        instrument(maker)
+        maker.configure(sync_session_class=Session)
+        uninstrument(maker)
+        assert maker.kw["sync_session_class"] is Session
 
     def test_of_what_never_was_changes_nothing(self, engine):
         maker = sessionmaker(engine)
@@ -349,6 +418,41 @@ class TestListeners:
         event.remove(maker, "after_commit", meanwhile)
         use()
         assert heard == ["before", "meanwhile"] * 2
+
+    @pytest.mark.parametrize("of_every_session", [False, True])
+    def test_one_that_was_there_before_sends_statements_of_the_session(
+        self, engine, of_every_session
+    ):
+        maker = sessionmaker(engine)
+        target = Session if of_every_session else maker
+
+        def set_tenant(_session, _transaction, connection):
+            connection.execute(ONE)
+
+        event.listen(target, "after_begin", set_tenant)
+        instrument(maker, name="heard")
+        with maker() as session:
+            session.execute(ONE)
+            assert metrics_for(session).query_count == 2
+        event.remove(target, "after_begin", set_tenant)
+        uninstrument(maker)
+        assert counted("heard")["queries"] == 2
+
+    def test_one_that_was_there_before_and_raises_hides_no_commit(self, engine):
+        maker = sessionmaker(engine)
+
+        def publish(_session):
+            raise RuntimeError("no broker")
+
+        event.listen(maker, "after_commit", publish)
+        instrument(maker, name="heard")
+        with maker() as session:
+            session.execute(ONE)
+            with pytest.raises(RuntimeError, match="no broker"):
+                session.commit()
+        uninstrument(maker)
+        assert counted("heard")["transactions committed"] == 1
+        assert "transactions closed" not in counted("heard")
 
     def test_of_one_session(self, engine):
         maker = sessionmaker(engine)

@@ -11,7 +11,7 @@ from threads import THREADS, in_threads
 
 from session_metrics_otel import SessionMetrics, catalog
 from session_metrics_otel.factory_ledger import MAX_ERROR_TYPES
-from session_metrics_otel.ledger import LEDGER, MAX_FACTORIES
+from session_metrics_otel.ledger import COLLECTED, LEDGER, MAX_FACTORIES
 
 
 class TestThreads:
@@ -150,6 +150,7 @@ class TestFork:
         inherited = SessionMetrics(factory="forked")
         inherited.state = "active"
         inherited.increment_query_count(3)
+        dropped = [SessionMetrics(factory="forked", state="active")]
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
@@ -160,14 +161,18 @@ class TestFork:
                 own = SessionMetrics(factory="forked")
                 own.increment_query_count(2)
                 own.close()
-                os.write(writing, repr((before, counted("forked"))).encode())
+                dropped.clear()
+                gc.collect()
+                found = before, counted("forked"), len(COLLECTED)
+                os.write(writing, repr(found).encode())
             finally:
                 os._exit(0)
         os.close(writing)
         with os.fdopen(reading, "rb") as answer:
-            before, after = eval(answer.read())
+            before, after, reported = eval(answer.read())
         os.waitpid(child, 0)
         assert before == {}
+        assert reported == 0
         assert after == {
             "creations success": 1,
             "duration_seconds_count": 1,
@@ -176,9 +181,10 @@ class TestFork:
             "queries_per_session_count": 1,
             "state_transitions created closed": 1,
         }
-        inherited.close()
+        for record in (inherited, *dropped):
+            record.close()
         assert counted("forked")["queries"] == 3
-        assert counted("forked")["duration_seconds_count"] == 1
+        assert counted("forked")["duration_seconds_count"] == 2
 
 
 def test_the_catalogue_declares_each_name_once():

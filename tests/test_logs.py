@@ -7,6 +7,7 @@ import logging
 
 import pytest
 from opentelemetry import trace
+from reading import value
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -34,11 +35,11 @@ def said(caplog):
 
 @pytest.fixture
 def correlated():
-    before = logging.getLogRecordFactory()
+    before = logging.Logger.makeRecord
     end = correlate_logs()
     yield
     end()
-    assert logging.getLogRecordFactory() is before
+    assert logging.Logger.makeRecord is before
     assert current.followers == []
 
 
@@ -79,6 +80,27 @@ class TestCorrelation:
             assert said() == ("", "", *ids(span))
         assert trace.get_current_span() is trace.INVALID_SPAN
 
+    def test_what_the_application_says_itself_comes_first(self, orders, caplog):
+        caplog.set_level(logging.INFO, "application")
+        with bind(request_id="r-1"), orders() as session:
+            extra = {"request_id": "its own", "trace_id": "another"}
+            logging.getLogger("application").info("hello", extra=extra)
+            (record,) = caplog.records
+            assert record.session_id == metrics_for(session).session_id
+        assert (record.request_id, record.trace_id, record.span_id) == ("its own", "another", "")
+
+    @pytest.mark.faults
+    def test_a_span_that_raises_is_no_trouble_of_who_logs(self, said, caplog):
+        class Broken(trace.NonRecordingSpan):
+            def get_span_context(self):
+                raise RuntimeError("broken")
+
+        with trace.use_span(Broken(trace.INVALID_SPAN_CONTEXT)):
+            assert said() == NOTHING
+            assert said() == NOTHING
+        assert caplog.text.count("Session telemetry (logs) failed") == 1
+        assert value("sqlalchemy_session_telemetry_faults_total", component="logs") == 3
+
     def test_asyncio_tasks_have_each_their_own(self, said, provider, tmp_path):
         engine = create_async_engine(
             f"sqlite+aiosqlite:///{tmp_path}/db", poolclass=AsyncAdaptedQueuePool
@@ -106,15 +128,15 @@ def test_nothing_is_kept_while_nobody_asks(orders):
         assert current.current_session() is None
 
 
-def test_a_factory_that_came_on_top_stays(monkeypatch):
-    before = logging.getLogRecordFactory()
+def test_what_came_on_top_stays(monkeypatch):
+    before = logging.Logger.makeRecord
     end = correlate_logs()
-    ours = logging.getLogRecordFactory()
+    ours = logging.Logger.makeRecord
 
     def on_top(*arguments, **options):
         return ours(*arguments, **options)
 
-    logging.setLogRecordFactory(on_top)
+    monkeypatch.setattr(logging.Logger, "makeRecord", on_top)
     end()
-    assert logging.getLogRecordFactory() is on_top
-    logging.setLogRecordFactory(before)
+    assert logging.Logger.makeRecord is on_top
+    monkeypatch.setattr(logging.Logger, "makeRecord", before)

@@ -5,7 +5,9 @@ import dataclasses
 import gc
 import json
 import pickle
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from uuid import UUID
 
 import pytest
 from opentelemetry import trace
@@ -153,6 +155,25 @@ class TestConstruction:
         assert metrics.state is SessionState.ACTIVE
         assert counted()["state_transitions created active"] == 1
 
+    def test_a_closed_one_has_the_dates_and_the_time_that_are_given(self):
+        moment = datetime(2020, 1, 2, tzinfo=timezone.utc)
+        later = moment + timedelta(seconds=5)
+        metrics = SessionMetrics(
+            created_at=moment, closed_at=later, total_time_ms=5000.0, state="closed"
+        )
+        assert (metrics.closed_at, metrics.last_activity_at) == (later, later)
+        assert metrics.total_time_ms == 5000.0
+        assert value("sqlalchemy_session_duration_seconds_sum", factory="default") == 5
+        known = {item.name: getattr(metrics, item.name) for item in dataclasses.fields(metrics)}
+        assert SessionMetrics(**known | {"last_activity_at": moment}).last_activity_at == moment
+        assert SessionMetrics(**known) == metrics
+
+    def test_one_that_did_something_before_is_not_unused(self):
+        SessionMetrics(query_count=5).close()
+        SessionMetrics(transaction_count=1).close()
+        assert counted()["creations success"] == 2
+        assert "creations unused" not in counted()
+
     def test_a_wrong_state_says_what_is_taken_and_counts_nothing(self):
         with pytest.raises(ValueError, match="'asleep' is no session state.*'created', 'active'"):
             SessionMetrics(state="asleep")
@@ -219,6 +240,15 @@ class TestCounting:
         assert counted()["queries"] == 5
         metrics.query_count = 3
         assert counted()["queries"] == 6
+
+    def test_nor_does_the_sum_of_a_histogram(self):
+        metrics = SessionMetrics()
+        metrics.query_count = -3
+        metrics.close_session(total_time_ms=-5)
+        assert (metrics.query_count, metrics.total_time_ms) == (-3, -5)
+        for name in ("duration_seconds", "queries_per_session"):
+            assert value(f"sqlalchemy_session_{name}_sum", factory="default") == 0
+            assert value(f"sqlalchemy_session_{name}_count", factory="default") == 1
 
     def test_staying_in_a_state_is_no_transition(self):
         metrics = SessionMetrics()
@@ -364,6 +394,21 @@ class TestCopies:
         twin.note = "kept"
         assert copy.copy(twin).note == "kept"
 
+    def test_a_subclass_may_be_a_dataclass_too(self):
+        record = WithTenant("s", "r")
+        record.tenant = "t"
+        assert (record.session_id, record.request_id) == ("s", "r")
+        assert dataclasses.asdict(record)["tenant"] == "t"
+        assert copy.copy(record) == record
+        assert counted()["sqlalchemy_sessions created"] == 1
+
+
+@dataclasses.dataclass(init=False)
+class WithTenant(SessionMetrics):
+    """One with a field of its own."""
+
+    tenant: str = ""
+
 
 class WithNote(SessionMetrics):
     """A caller's own subclass."""
@@ -431,6 +476,14 @@ class TestToDict:
         assert found["total_time_ms"] == 12.0
         assert json.loads(json.dumps(found)) == found
 
+    def test_is_ready_for_json_whatever_its_fields_were_given(self):
+        metrics = SessionMetrics(UUID(int=7), created_at=date(2020, 1, 2))
+        metrics.close_session(Decimal("12.5"))
+        found = json.loads(json.dumps(metrics.to_dict()))
+        assert found["session_id"] == "00000000-0000-0000-0000-000000000007"
+        assert found["created_at"] == "2020-01-02"
+        assert found["total_time_ms"] == "12.5"
+
     def test_an_open_record_has_no_closing_time(self):
         assert SessionMetrics().to_dict()["closed_at"] is None
 
@@ -443,6 +496,15 @@ class TestAges:
         assert 3600 <= metrics.get_inactivity_seconds() < 3700
         metrics.mark_activity()
         assert metrics.get_inactivity_seconds() < 3600
+
+    @pytest.mark.parametrize("utc", ["", "Z", "+00:00"])
+    def test_are_read_from_text_too(self, utc):
+        hour_ago = datetime.now(timezone.utc) - timedelta(hours=1)
+        text = hour_ago.replace(tzinfo=None).isoformat() + utc
+        metrics = SessionMetrics(created_at=text)
+        assert 3600 <= metrics.get_age_seconds() < 3700
+        metrics.close()
+        assert 3600e3 <= metrics.total_time_ms < 3700e3
 
     def test_are_never_negative(self):
         later = datetime.now(timezone.utc) + timedelta(hours=1)

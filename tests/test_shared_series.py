@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import math
 import os
 import threading
 
@@ -117,7 +118,7 @@ class TestTally:
 class TestHistogram:
     def test_says_what_one_in_memory_says(self, folder, files):
         one = histogram(files)
-        for value in (0, 1, 1, 3, 5000):
+        for value in (0, 1, 1, math.nan, 3, 5000):
             one.observe(value)
         name = "sqlalchemy_session_queries_per_session"
         assert read(folder, f"{name}_bucket", factory="orders", le="0.0") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import os
@@ -252,6 +253,19 @@ def test_collected_unclosed_is_reported_by_the_next_scan(orders, caplog):
     assert (report.reason, report.session_id) == ("garbage_collected", session_id)
     assert report.place.startswith(f"{__file__}:")
     assert counted("orders")["leaks garbage_collected"] == 1
+
+
+def test_a_copy_that_is_collected_is_nobodys_leak(orders):
+    with orders() as session:
+        session.execute(ONE)
+        by_hand = SessionMetrics(state="active", factory="orders")
+        for record in (metrics_for(session), by_hand):
+            copy.copy(record)
+        gc.collect()
+        dog = Watchdog(overdue=NEVER, idle_in_transaction=NEVER)
+        dog.scan()
+        assert list(dog.reports) == []
+        by_hand.close()
 
 
 def test_a_scan_lets_others_in_between_every_few_hundred(orders, monkeypatch):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from . import catalog
-from .base import BaseSessionMetrics, iso
+from .base import BaseSessionMetrics, plain
 from .catalog import DEFAULT_FACTORY, OTHER
+from .faults import guarded
 from .ledger import LEDGER
 from .series import Bounded
 from .weak import alive
@@ -27,6 +30,19 @@ MAX_NAMES = 200
 """Different names that have series of their own; the rest is ``_OTHER``."""
 
 _names = Bounded(MAX_NAMES, OTHER)
+
+# An application has one record, and all its threads count with it. Reentrant, as a method assigns.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a child after ``fork``: a thread that did not come along may have held it."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_renew_lock)
 
 _COUNTED = {
     "total_sessions": catalog.APPLICATION_SESSION_CREATED,
@@ -46,6 +62,8 @@ class SystemSessionMetrics(BaseSessionMetrics):
     A rise of ``total_sessions``, ``sessions_reused_today`` or ``expired_sessions_cleaned``, by
     method or by assignment, is counted. The rest are gauges, read when somebody scrapes; records
     of one name add up, and a record that is gone is out of them. A copy is not mirrored.
+
+    Its methods are exact under threads; ``total_sessions += 1`` reads and assigns, and is not.
 
     Attributes:
         name: The group that its series are shown under (the attribute ``name``).
@@ -78,36 +96,47 @@ class SystemSessionMetrics(BaseSessionMetrics):
     def __setattr__(self, name: str, value: Any) -> None:
         """Count what a counted field rises by."""
         metric = _COUNTED.get(name)
-        if metric is not None and id(self) in _mirrored_records:
-            LEDGER.tally(metric, _names.admit(self.name)).add(value - getattr(self, name))
-        super().__setattr__(name, value)
+        with _lock:
+            if metric is not None and id(self) in _mirrored_records:
+                LEDGER.tally(metric, _names.admit(self.name)).add(value - getattr(self, name))
+            super().__setattr__(name, value)
+
+    def record_error(self, error: BaseException | str) -> None:
+        """Count ``error`` and keep its text."""
+        with _lock:
+            super().record_error(error)
 
     def increment_total_sessions(self) -> None:
         """Count a user session created, today's as well."""
-        self._turn_day()
-        self.total_sessions += 1
-        self.sessions_created_today += 1
+        with _lock:
+            self._turn_day()
+            self.total_sessions += 1
+            self.sessions_created_today += 1
         self.mark_activity()
 
     def increment_active_sessions(self) -> None:
         """Say that one more user session is active."""
-        self.active_sessions += 1
+        with _lock:
+            self.active_sessions += 1
         self.mark_activity()
 
     def decrement_active_sessions(self) -> None:
         """Say that one user session less is active; never below 0."""
-        self.active_sessions = max(self.active_sessions - 1, 0)
+        with _lock:
+            self.active_sessions = max(self.active_sessions - 1, 0)
         self.mark_activity()
 
     def record_session_cleanup(self, n: int = 1) -> None:
         """Count ``n`` expired user sessions cleaned up."""
-        self.expired_sessions_cleaned += n
+        with _lock:
+            self.expired_sessions_cleaned += n
         self.mark_activity()
 
     def record_session_reuse(self) -> None:
         """Count a user session found again."""
-        self._turn_day()
-        self.sessions_reused_today += 1
+        with _lock:
+            self._turn_day()
+            self.sessions_reused_today += 1
         self.mark_activity()
 
     def update_memory_usage(self, mb: float) -> None:
@@ -120,8 +149,10 @@ class SystemSessionMetrics(BaseSessionMetrics):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything there is to know, ready for JSON: times in ISO 8601 form."""
+        with _lock:
+            self._turn_day()
         return {
-            item.name: iso(getattr(self, item.name))
+            item.name: plain(getattr(self, item.name))
             for item in fields(self)
             if not item.name.startswith("_")
         }
@@ -148,7 +179,7 @@ def _read() -> Iterator[tuple[Metric, Labels, float]]:
         yield catalog.APPLICATION_SESSION_MEMORY_USAGE, (name,), memory * BYTES_PER_MB
 
 
-LEDGER.read_with(_read)
+LEDGER.read_with(guarded("application sessions", _read))
 
 SystemMetrics = SystemSessionMetrics
 

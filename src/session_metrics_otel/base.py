@@ -9,6 +9,8 @@ from datetime import datetime, timezone
 def seconds_since(moment: object) -> float:
     """Seconds from ``moment`` until now, never negative; 0 where it is no moment in time."""
     if isinstance(moment, str):
+        if moment.endswith("Z"):  # UTC, which Python 3.10 does not read so
+            moment = f"{moment[:-1]}+00:00"
         try:
             moment = datetime.fromisoformat(moment)
         except ValueError:
@@ -20,9 +22,11 @@ def seconds_since(moment: object) -> float:
     return max((datetime.now(timezone.utc) - moment).total_seconds(), 0.0)
 
 
-def iso(moment: object) -> str | None:
-    """``moment`` in ISO 8601 form; what is no moment in time stays as it is."""
-    return moment.isoformat() if isinstance(moment, datetime) else moment  # type: ignore[return-value]
+def plain(value: object) -> str | float | None:
+    """``value`` as JSON has it: a moment in ISO 8601 form, and of what else JSON lacks its text."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 @dataclass(slots=True)

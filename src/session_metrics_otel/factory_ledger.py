@@ -82,6 +82,7 @@ class FactoryLedger:
 
     Attributes:
         name: The value of the attribute ``factory``.
+        ledger: The ledger that it is of.
         live: The sessions open now, in the order of their creation: id -> weak reference.
         resting: Those of them that are idle in their transaction.
         peak: The most that were open at once.
@@ -106,7 +107,7 @@ class FactoryLedger:
         self._error_types = Bounded(MAX_ERROR_TYPES, OTHER)
         self._failures: dict[str, Tally] = {}
         self._edges: list[tuple[Stage, SessionState, Tally]] = []
-        self._ledger = ledger
+        self.ledger = ledger
         self._build_chart()
         self.transaction_ends = _MadeWhenAsked(self._transaction_end)
         self.queries = ledger.tally(catalog.SESSION_QUERIES, name)
@@ -170,23 +171,23 @@ class FactoryLedger:
 
     def errors(self, error_type: str) -> Tally:
         """The count of errors of ``error_type``."""
-        return self._ledger.tally(catalog.SESSION_ERRORS, self.name, error_type)
+        return self.ledger.tally(catalog.SESSION_ERRORS, self.name, error_type)
 
     def transaction(self, outcome: str) -> Tally:
         """The count of transactions that ended with ``outcome``."""
-        return self._ledger.tally(catalog.SESSION_TRANSACTIONS, self.name, outcome)
+        return self.ledger.tally(catalog.SESSION_TRANSACTIONS, self.name, outcome)
 
     def _transaction_end(self, outcome: str) -> tuple[Callable[[], object], Histogram]:
-        durations = self._ledger.histogram(catalog.SESSION_TRANSACTION_DURATION, self.name, outcome)
+        durations = self.ledger.histogram(catalog.SESSION_TRANSACTION_DURATION, self.name, outcome)
         return self.transaction(outcome).hit, durations
 
     def leaks(self, reason: str) -> Tally:
         """The count of sessions that leaked for ``reason``."""
-        return self._ledger.tally(catalog.SESSION_LEAKS, self.name, reason)
+        return self.ledger.tally(catalog.SESSION_LEAKS, self.name, reason)
 
     def entities(self, operation: str) -> Tally:
         """The count of ORM objects written by ``operation``."""
-        return self._ledger.tally(catalog.SESSION_ENTITIES, self.name, operation)
+        return self.ledger.tally(catalog.SESSION_ENTITIES, self.name, operation)
 
     def failure(self, error_type: str) -> Callable[[], object]:
         """The call that counts going from ``created`` to ``error`` for ``error_type``."""

@@ -5,9 +5,15 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from traceback import TracebackException
+from typing import TYPE_CHECKING, TypeVar
 
 from . import catalog, multiprocess
 from .ledger import LEDGER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+Read = TypeVar("Read")
 
 logger = logging.getLogger("session_metrics_otel")
 
@@ -36,6 +42,18 @@ def caught(component: str, fault: Exception) -> None:
                 component,
                 "".join(trace).rstrip(),
             )
+
+
+def guarded(component: str, read: Callable[[], Iterable[Read]]) -> Callable[[], Iterator[Read]]:
+    """``read``, but what it raises ends what it yields: /metrics is the application's too."""
+
+    def reading() -> Iterator[Read]:
+        try:
+            yield from read()
+        except Exception as fault:  # noqa: BLE001 - the rest of the scrape goes on
+            caught(component, fault)
+
+    return reading
 
 
 multiprocess.complain_to(caught)

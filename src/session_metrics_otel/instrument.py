@@ -18,7 +18,7 @@ from .faults import caught
 from .hooks import connection_spans, pools, statements
 from .hooks.observer import Adopter, Observer, engine_behind
 from .hooks.session_classes import watch
-from .hooks.sessions import attached_record
+from .hooks.sessions import any_open, attached_record
 from .hooks.statement_spans import StatementSpans
 from .ledger import LEDGER
 
@@ -288,6 +288,8 @@ def _give_sync_class(maker: async_sessionmaker[Any], observer: Observer) -> Call
 
     def restore() -> None:
         leave()
+        if maker.kw["sync_session_class"] is not own:
+            return  # configured anew meanwhile
         if given is None:
             del maker.kw["sync_session_class"]
         else:
@@ -365,7 +367,7 @@ def _leave_engines(observer: Observer) -> None:
         # A session that is born from here on meets its engine again, and waits for us to be done;
         # one that was born before is live.
         observer.met = None
-        if LEDGER.factory(observer.name).live:
+        if LEDGER.factory(observer.name).live and any_open(observer):
             return
         for engine in list(observer.engines):
             hooks = _hooks_of(engine.dialect)

@@ -16,7 +16,7 @@ from .application_sessions import (
     SystemSessionMetrics,
     create_system_session_metrics,
 )
-from .base import BaseSessionMetrics, iso, seconds_since, text_of
+from .base import BaseSessionMetrics, plain, seconds_since, text_of
 from .catalog import (
     DEFAULT_FACTORY,
     GARBAGE_COLLECTED,
@@ -137,6 +137,9 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
     ``error_count`` counts as the methods do; a counter that is assigned less than it was keeps its
     series where it stood. Counts given to the constructor were counted by whoever gives them.
 
+    ``dataclasses.replace`` constructs another, which is counted. The constructor stays this one: a
+    subclass that is a dataclass as well is decorated with ``@dataclass(init=False)``.
+
     A record is changed by one thread at a time, as its session is.
 
     Attributes:
@@ -213,8 +216,16 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         live[id(self)] = _reference(self)
         if len(live) > stage.factory.peak:
             stage.factory.raise_peak(len(live))
-        if state is not _CREATED:
-            self.state = state
+        if query_count or transaction_count:
+            self._stage = stage.factory.worked  # it did something, so is not unused
+        if state is _CLOSED:
+            self.close_session(total_time_ms or None)
+            if closed_at is not None:
+                self.closed_at = self.last_activity_at = closed_at
+            if last_activity_at is not None:
+                self.last_activity_at = last_activity_at
+        elif state is not _CREATED:
+            self.move(state)
 
     def __del__(self) -> None:
         """Leave the live gauges where nobody closed the record."""
@@ -292,8 +303,9 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         self.total_time_ms = total_time_ms
         self._date_closing()
         factory = stage.factory
-        self.observe(factory.duration, total_time_ms / 1000)
-        self.observe(factory.queries_per_session, self._queries)
+        # No series goes down: neither do the sums of these.
+        self.observe(factory.duration, max(total_time_ms, 0) / 1000)
+        self.observe(factory.queries_per_session, max(self._queries, 0))
         self.move(_CLOSED)
         if self._mirror is not None:
             mirror = self.span_mirror()
@@ -316,18 +328,18 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
     def to_dict(self) -> dict[str, Any]:
         """Everything there is to know, ready for JSON: times in ISO 8601 form."""
         return {
-            "session_id": self.session_id,
-            "request_id": self.request_id,
-            "user_id": self.user_id,
+            "session_id": plain(self.session_id),
+            "request_id": plain(self.request_id),
+            "user_id": plain(self.user_id),
             "state": self.state.value,
-            "created_at": iso(self.created_at),
-            "last_activity_at": iso(self.last_activity_at),
-            "closed_at": iso(self.closed_at),
+            "created_at": plain(self.created_at),
+            "last_activity_at": plain(self.last_activity_at),
+            "closed_at": plain(self.closed_at),
             "query_count": self.query_count,
             "transaction_count": self.transaction_count,
             "error_count": self.error_count,
-            "last_error": self.last_error,
-            "total_time_ms": self.total_time_ms,
+            "last_error": plain(self.last_error),
+            "total_time_ms": plain(self.total_time_ms),
             "age_seconds": self.get_age_seconds(),
             "inactivity_seconds": self.get_inactivity_seconds(),
         }
@@ -442,15 +454,19 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
     def _collected(self) -> None:
         stage = self._stage
         factory = stage.factory
-        if stage.state in _HOLDING:
+        # Clocks, which crash then on Python 3.13.0, and providers, which log what comes after their
+        # shutdown, are left alone when the interpreter ends; nobody reads a report then.
+        ending = sys.is_finalizing()
+        # Of a copy, and of a record that a fork carried along, nobody is to be told.
+        if stage.state in _HOLDING and factory.ledger is LEDGER:
             factory.leaks(GARBAGE_COLLECTED).hit()
-            route, born_at = self.route, getattr(self, "born_at", None)
-            age = self.get_age_seconds()
-            COLLECTED.append((factory.name, self.session_id, self.request_id, route, age, born_at))
+            if not ending:
+                route, born_at = self.route, getattr(self, "born_at", None)
+                age, ids = self.get_age_seconds(), (self.session_id, self.request_id)
+                COLLECTED.append((factory.name, *ids, route, age, born_at))
         mirror = self._mirror
-        # What is current when it is collected is anybody's span; and when the interpreter ends,
-        # providers have been shut down, and log what comes later.
-        if mirror is current_mirror or sys.is_finalizing():
+        # What is current when it is collected is anybody's span.
+        if mirror is current_mirror or ending:
             self._mirror = mirror = None
         self.move(_CLOSED)
         if isinstance(mirror, SpanMirror):

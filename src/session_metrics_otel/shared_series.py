@@ -142,7 +142,9 @@ class SharedHistogram(Histogram):
         self.add = self.observe
 
     def observe(self, value: float) -> None:
-        """Add a measurement."""
+        """Add a measurement; what is not a number is none."""
+        if value != value:  # noqa: PLR0124 - it is a call less than isnan()
+            return
         bucket = bisect_left(self._bounds, value)
         group = self.group
         view, at = group.view, group.at

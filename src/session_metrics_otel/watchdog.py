@@ -9,8 +9,8 @@ import threading
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-from weakref import WeakMethod
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 from sqlalchemy.orm.session import _sessions
 
@@ -29,7 +29,7 @@ from .weak import alive
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sqlalchemy.orm import Session
 
@@ -243,9 +243,9 @@ class _Patrol:
             self._look()
 
     def _look(self) -> None:
-        for look in (self.watchdog.scan, *alive(_others.copy())):
+        for looking in (self.watchdog.scan, *(other.look for other in alive(_others.valuerefs()))):
             try:
-                look()
+                looking()
             except Exception as fault:  # noqa: BLE001, PERF203 - it looks again next time
                 caught("watchdog", fault)
 
@@ -255,15 +255,19 @@ class _Patrol:
             self._thread.join()
 
 
-_others: set[WeakMethod[Callable[[], None]]] = set()
+class Looks(Protocol):
+    """What has to look every few seconds, and is not worth a thread of its own."""
+
+    def look(self) -> None:
+        """Look."""
 
 
-def look_along(look: Callable[[], None]) -> None:
-    """Call ``look``, a bound method, whenever the watchdog looks, while somebody keeps its object.
+_others: WeakValueDictionary[int, Looks] = WeakValueDictionary()
 
-    For what has to look every few seconds and is not worth a thread of its own.
-    """
-    _others.add(WeakMethod(look, _others.discard))
+
+def look_along(other: Looks) -> None:
+    """Have ``other`` look whenever the watchdog does, while somebody keeps it."""
+    _others[id(other)] = other
 
 
 _lock = threading.Lock()

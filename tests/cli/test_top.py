@@ -215,6 +215,22 @@ class TestIntoAPipe:
             ("/other.json", "Bearer x"),
         ]
 
+    def test_asks_below_a_page_that_has_nothing_beside_it(self, serve, lines, capsys):
+        page = LivePage()
+
+        def mount(environ, start_response):
+            if environ["PATH_INFO"].startswith("/in/sessionz/"):
+                return page.wsgi(environ, start_response)
+            start_response("404 Not Found", [])
+            return [b"nothing here"]
+
+        mounted = serve(mount)
+        for path in ("/in/sessionz", "/in/sessionz/", "/in/sessionz/sessionz.json"):
+            assert lines(f"http://{mounted}{path}")[0].endswith(": 0 open")
+        with pytest.raises(SystemExit):
+            main(["top", f"http://{mounted}/else"])
+        assert capsys.readouterr().err == f"{mounted}: 404 Not Found: nothing here\n"
+
     def test_of_a_real_page_with_a_hostile_id(self, serve, lines):
         record = SessionMetrics("a\tb\n\x1b[31m[red]", factory="orders")
         record.state = "active"

@@ -282,3 +282,16 @@ def test_the_interpreter_ends_with_sessions_open_as_it_would(end, traced):
         return ran.returncode, ran.stdout, ran.stderr
 
     assert ended(end, traced, "instrumented") == ended(end, traced)
+
+
+def test_the_interpreter_ends_in_peace_with_records_kept_by_hand():
+    program = """
+    from session_metrics_otel import SessionMetrics
+
+    kept, cycle = SessionMetrics(state="active"), [SessionMetrics(state="active")]
+    cycle.append(cycle)
+
+    def serve():
+        return kept, cycle
+    """
+    assert run(program) == (0, "", "")

@@ -119,8 +119,12 @@ def test_broken_tracing_changes_no_result_and_no_count(new_engine, make, spans, 
 @pytest.mark.parametrize(
     "options", [{"statement_hook": broken}, {"sql_comments": SqlComments(tags=broken)}]
 )
-def test_a_hook_that_raises_changes_no_result_and_no_count(new_engine, provider, options, whole):
+def test_a_hook_that_raises_changes_no_result_and_no_count(
+    new_engine, provider, spans, options, whole
+):
     assert instrumented(new_engine, tracer_provider=provider, **options) == bare(new_engine)
+    statements = [span for span in spans.get_finished_spans() if "db.query.text" in span.attributes]
+    assert len(statements) == 5
     assert counted(FACTORY) == whole
     component = "tracing" if "statement_hook" in options else "statements"
     # Once for each statement.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import gc
+import json
 import sqlite3
 from datetime import datetime, timezone
 from typing import Any
@@ -26,7 +29,7 @@ from sqlalchemy.orm import Session, close_all_sessions, scoped_session, sessionm
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, StaticPool
 
-from session_metrics_otel import bind, instrument, metrics_for, uninstrument
+from session_metrics_otel import SessionMetrics, bind, instrument, metrics_for, uninstrument
 from session_metrics_otel.ledger import LEDGER
 
 ONE = text("select 1")
@@ -50,6 +53,21 @@ def ended(outcome: str, n: int = 1) -> dict[str, int]:
     return {f"transactions {outcome}": n, f"transaction_duration_seconds_count {outcome}": n}
 
 
+def test_a_replaced_record_is_another_that_no_hook_keeps(orders):
+    with orders() as session:
+        session.execute(ONE)
+        record = metrics_for(session)
+        other = dataclasses.replace(record, session_id="other")
+        assert type(other) is SessionMetrics
+        assert (other.session_id, other.query_count, other.state) == ("other", 1, "active")
+        assert other.created_at == record.created_at
+        session.execute(ONE)
+        assert (record.query_count, other.query_count) == (2, 1)
+        other.close()
+    assert counted("orders")["queries"] == 2
+    assert counted("default")["state_transitions active closed"] == 1
+
+
 def test_dates_that_are_assigned_are_those_that_are_read(orders):
     with orders() as session:
         record = metrics_for(session)
@@ -61,6 +79,22 @@ def test_dates_that_are_assigned_are_those_that_are_read(orders):
     said = record.to_dict()
     assert said["created_at"] == "2020-01-01T00:00:00+00:00"
     assert said["closed_at"] == "2020-01-02T00:00:00+00:00"
+
+
+@pytest.mark.parametrize("date", ["2020-01-01T00:00:00Z", "yesterday", 5, datetime(2020, 1, 1)])
+def test_dates_may_be_set_to_anything(orders, date):
+    before = datetime.now(timezone.utc)
+    with orders() as session:
+        record = metrics_for(session)
+        record.created_at = date
+        session.execute(ONE)
+        assert record.last_activity_at >= before
+        record.last_activity_at = date
+        assert record.last_activity_at == date
+    assert record.closed_at >= before
+    said = json.loads(json.dumps(record.to_dict()))
+    assert said["created_at"] == (date.isoformat() if isinstance(date, datetime) else date)
+    assert copy.copy(record).to_dict()["created_at"] == said["created_at"]
 
 
 class TestTransactions:
@@ -178,6 +212,14 @@ class TestTransactions:
             also=changes("created", "active", "committed", "closing", "closed")
             | ended("committed"),
         )
+
+    def test_a_close_inside_a_savepoint_goes_straight_to_its_end(self, orders):
+        session = orders()
+        session.begin_nested()
+        session.execute(ONE)
+        session.close()
+        # SAVEPOINT, ROLLBACK TO: the latter is sent while it closes.
+        expect(queries=3, also=changes("created", "active", "closing", "closed") | ended("closed"))
 
     def test_commit_from_inside_a_savepoint_is_one(self, orders):
         with orders() as session:

@@ -12,12 +12,16 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
+from werkzeug.exceptions import NotFound
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from session_metrics_otel import SessionMetrics, bind, instrument, uninstrument
 from session_metrics_otel.web.live_page import LivePage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from _typeshed.wsgi import WSGIApplication
 
     from servers.chromium_browser import Chromium
 
@@ -31,8 +35,8 @@ class Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def served(page: LivePage) -> Iterator[str]:
-    server = make_server("127.0.0.1", 0, page.wsgi, handler_class=Quiet)
+def served(application: WSGIApplication) -> Iterator[str]:
+    server = make_server("127.0.0.1", 0, application, handler_class=Quiet)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -70,7 +74,7 @@ def test_it_shows_what_is_open_and_hostile_text_does_nothing(chromium: Chromium)
     with (
         bind(request_id=HOSTILE, user_id="ann", route=HOSTILE),
         orders() as session,
-        served(LivePage()) as address,
+        served(LivePage().wsgi) as address,
     ):
         session.execute(text("select 1 as \"<script>document.title='taken'</script>\""))
         page = shown_by(chromium, address)
@@ -89,7 +93,7 @@ def test_it_shows_what_is_open_and_hostile_text_does_nothing(chromium: Chromium)
 
 def test_ten_thousand_are_cut_with_a_count(chromium: Chromium) -> None:
     records = [SessionMetrics(f"s-{number}", factory="many") for number in range(10_000)]
-    with served(LivePage()) as address:
+    with served(LivePage().wsgi) as address:
         page = shown_by(chromium, address)
     assert len(cells(page)) == 500
     assert '<strong id="open">10000</strong>' in page
@@ -99,6 +103,15 @@ def test_ten_thousand_are_cut_with_a_count(chromium: Chromium) -> None:
 
 def test_it_says_so_where_the_application_does_not_answer(chromium: Chromium) -> None:
     refused = LivePage(authorise=lambda environ: not environ["PATH_INFO"].endswith(".json"))
-    with served(refused) as address:
+    with served(refused.wsgi) as address:
         page = shown_by(chromium, address)
     assert "The application does not answer: answered 403" in page
+
+
+def test_mounted_as_a_whole_it_finds_its_numbers_below(chromium: Chromium) -> None:
+    record = SessionMetrics("s-1", factory="mounted")
+    mounted = DispatcherMiddleware(NotFound(), {"/sessionz": LivePage().wsgi})
+    with served(mounted) as address:
+        pages = [shown_by(chromium, f"{address}{end}") for end in ("", "/")]
+    assert [[row[1] for row in cells(page)] for page in pages] == [["mounted"]] * 2
+    del record

@@ -1,5 +1,6 @@
 """The ASGI middleware, in the real frameworks."""
 
+from contextvars import copy_context
 from typing import Annotated, Any
 
 import pytest
@@ -124,6 +125,20 @@ async def test_the_lifespan_is_no_request():
 
     await BindingMiddleware(app)({"type": "lifespan"}, None, None)
     assert found == [NOTHING_BOUND]
+
+
+def test_a_request_that_is_dropped_unfinished_may_be_closed_in_any_context():
+    class Pause:
+        def __await__(self):
+            yield
+
+    async def app(scope, receive, send):
+        await Pause()
+
+    request = BindingMiddleware(app)({"type": "http", "headers": []}, None, None)
+    copy_context().run(request.send, None)
+    request.close()
+    assert current_binding.get() == NOTHING_BOUND
 
 
 async def test_what_an_inner_block_binds_comes_first_and_the_rest_stays_late():

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
 from time import sleep
+from uuid import UUID
 from wsgiref.util import setup_testing_defaults
 
 import pytest
@@ -171,6 +174,30 @@ class TestDocument:
         assert headers["X-Content-Type-Options"] == "nosniff"
         del record
 
+    def test_an_id_that_is_no_text_is_shown_as_one(self):
+        record = SessionMetrics(UUID(int=7), request_id=8)
+        (told,) = json.loads(get(LivePage())[2])["sessions"]
+        assert told["session_id"] == "00000000-0000-0000-0000-000000000007"
+        assert told["request_id"] == 8
+        del record
+
+
+def test_a_program_that_has_one_ends_in_silence(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from session_metrics_otel.web.live_page import LivePage\n"
+        "from sqlalchemy import create_engine\n"
+        "from sqlalchemy.orm import sessionmaker\n"
+        "from session_metrics_otel import instrument\n"
+        "page = LivePage()\n"
+        "orders = sessionmaker(create_engine('sqlite://'))\n"
+        "instrument(orders)\n"
+        "def application(environ, start_response):\n"
+        "    return page.wsgi(environ, start_response)\n"
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, check=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
 
 class TestAnswer:
     def test_the_page_may_run_its_own_script_and_nothing_else(self):
@@ -198,6 +225,7 @@ class TestAnswer:
         [
             ("192.0.2.1", {}),
             ("", {}),
+            ("::ffff:192.0.2.1", {}),
             ("127.0.0.1", {"x_forwarded_for": "192.0.2.1"}),
             ("127.0.0.1", {"forwarded": "for=192.0.2.1"}),
             ("127.0.0.1", {"host": "rebound.example"}),
@@ -209,9 +237,12 @@ class TestAnswer:
         assert status == "403 Forbidden"
         assert b"LivePage(authorise=...)" in body
 
-    @pytest.mark.parametrize("host", ["localhost", "localhost:80", "127.0.0.1:8464", "[::1]:80"])
-    def test_this_machine_by_any_of_its_names(self, host):
-        assert from_this_machine("::1", {"host": host})
+    @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+    @pytest.mark.parametrize(
+        "host", ["localhost", "Localhost:80", "127.0.0.1:8464", "[::1]:80", "[::1]"]
+    )
+    def test_this_machine_by_any_of_its_names(self, address, host):
+        assert from_this_machine(address, {"host": host})
 
     def test_the_applications_own_authorisation_decides_alone(self):
         page = LivePage(authorise=lambda environ: environ.get("HTTP_TOKEN") == "secret")
@@ -224,8 +255,9 @@ class TestAsgi:
         status, headers, body = await get_asgi(LivePage(), "/sessionz")
         assert (status, headers[b"content-type"]) == (200, b"text/html; charset=utf-8")
         assert b"<title>Sessions</title>" in body
-        status, _, body = await get_asgi(LivePage(), "/sessionz.json")
-        assert json.loads(body)["open"] == 0
+        for path in ("/sessionz.json", "/sessionz.json/"):  # the latter is Starlette's, of a mount
+            status, _, body = await get_asgi(LivePage(), path)
+            assert json.loads(body)["open"] == 0
 
     async def test_others_are_refused(self):
         assert (await get_asgi(LivePage(), "/sessionz", client=("192.0.2.1", 5)))[0] == 403

@@ -144,8 +144,7 @@ def _address(given: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         message = f"{given!r} is not the address of a live page: try http://127.0.0.1:8000/sessionz"
         raise argparse.ArgumentTypeError(message)
-    # As the page itself finds its numbers: beside it.
-    return given if parts.path.endswith(".json") else urljoin(given, "sessionz.json")
+    return given
 
 
 def _seconds(given: str) -> float:
@@ -187,7 +186,22 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _ask(url: str, headers: Sequence[tuple[str, str]]) -> Look:
+def _numbers_of(page: str) -> list[str]:
+    """Where a live page may have its numbers, as it finds them itself: beside it, or below."""
+    parts = urlsplit(page)
+    if parts.path.endswith(".json"):
+        return [page]
+    below = parts._replace(path=f"{parts.path.rstrip('/')}/sessionz.json", query="", fragment="")
+    return list(dict.fromkeys([urljoin(page, "sessionz.json"), below.geturl()]))
+
+
+def _ask(page: str, headers: Sequence[tuple[str, str]]) -> Look:
+    looks = (_ask_at(url, headers)._replace(url=page) for url in _numbers_of(page))
+    first = next(looks)
+    return next(looks, first) if first.trouble.startswith("404 ") else first
+
+
+def _ask_at(url: str, headers: Sequence[tuple[str, str]]) -> Look:
     host = one_line(urlsplit(url).netloc.rpartition("@")[2])
     request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - see _address
     try:

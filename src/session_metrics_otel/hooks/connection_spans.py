@@ -33,7 +33,7 @@ def hook(engine: Engine) -> None:
     connect = dialect.connect
 
     def observed_connect(*arguments: Any, **options: Any) -> Any:
-        if dialect.execution_ctx_cls.core_spans is None:  # nobody here traces statements
+        if _spans_for(dialect, None) is None:  # nobody here traces statements
             return connect(*arguments, **options)
         record = asking_record(dialect)
         spans = _spans_for(dialect, record)
@@ -85,9 +85,11 @@ def _observed(dialect: Any, name: str) -> Callable[[Any], None]:
 
 
 def _spans_for(dialect: Any, record: ObservedSessionMetrics | None) -> StatementSpans | None:
-    found: StatementSpans | None = (
-        dialect.execution_ctx_cls.core_spans if record is None else record.statement_spans
-    )
+    if record is not None:
+        found: StatementSpans | None = record.statement_spans
+    else:
+        # It is the dialect's own again where somebody else's wrapper has kept ours inside.
+        found = getattr(dialect.execution_ctx_cls, "core_spans", None)
     return found
 
 

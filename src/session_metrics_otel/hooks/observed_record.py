@@ -65,6 +65,10 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
     statement_spans: Any
     transaction_began: float | None
 
+    def __new__(cls, *args: Any, **fields: Any) -> Any:
+        """Constructed, as by ``dataclasses.replace``, it is a plain record: no hook keeps it."""
+        return DatabaseSessionMetrics(*args, **fields)
+
     def _date(self, name: str) -> datetime | None:
         return self._dates.get(name) if self._dates is not None else None
 
@@ -75,13 +79,16 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
     def created_at(self) -> datetime:
         """When it was created, by the wall clock as it goes when this is first asked."""
         said = self._date("created_at")
-        if said is not None:
-            return said
-        return _EPOCH + timedelta(microseconds=self.created_ns() // 1000)
+        return self._at(self._started) if said is None else said
 
     @created_at.setter
     def created_at(self, value: datetime) -> None:
         self._set_date("created_at", value)
+
+    def _at(self, reading: float) -> datetime:
+        """The date of a reading of the monotonic clock, whatever ``created_at`` was set to."""
+        nanoseconds = self.created_ns() + int((reading - self._started) * 1e9)
+        return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
 
     def created_ns(self) -> int:
         """The same in nanoseconds since the epoch, as its span begins."""
@@ -102,9 +109,11 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
         last = self.statement_ended
         if last is None:  # it waits for an answer just now, or has asked for nothing yet
             last = self._started if self.transaction_began is None else perf_counter()
-        answered = self.created_at + timedelta(seconds=last - self._started)
+        answered = self._at(last)
         said = self._date("last_activity_at")
-        return answered if said is None else max(answered, said)
+        if isinstance(said, datetime) and said.tzinfo is not None:
+            return max(answered, said)
+        return said or answered  # set to something else, such as a string, it stays that
 
     @last_activity_at.setter
     def last_activity_at(self, value: datetime) -> None:
@@ -115,7 +124,7 @@ class ObservedSessionMetrics(DatabaseSessionMetrics):
         """When it was closed; None before."""
         said = self._date("closed_at")
         if said is None and self._stage.state is _CLOSED:
-            return self.created_at + timedelta(milliseconds=self.total_time_ms)
+            return self._at(self._started + self.total_time_ms / 1000)
         return said
 
     @closed_at.setter

@@ -18,7 +18,7 @@ from sqlalchemy.pool.base import _ConnectionFairy
 
 from session_metrics_otel import catalog
 from session_metrics_otel.binding import current_binding
-from session_metrics_otel.faults import caught
+from session_metrics_otel.faults import caught, guarded
 from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.legible import one_line
 from session_metrics_otel.series import PENDING_LIMIT, Tally
@@ -371,7 +371,7 @@ def _read() -> Iterator[tuple[Metric, Labels, float]]:
         yield metric, labels, value
 
 
-LEDGER.read_with(_read)
+LEDGER.read_with(guarded("pools", _read))
 
 
 def _forget() -> None:

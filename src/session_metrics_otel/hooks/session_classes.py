@@ -7,6 +7,8 @@ its end.
 
 from __future__ import annotations
 
+from functools import wraps
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
@@ -54,10 +56,10 @@ def _observed(kind: type[Any], observer: Observer) -> type[Any]:
         _session_metrics_owner: Observer | None = None
         """Of a session that was adopted: the observer that counts it."""
 
-        close = ending(kind, "close")
-        invalidate = ending(kind, "invalidate")
+        close = _ending(kind, "close")
+        invalidate = _ending(kind, "invalidate")
         if hasattr(kind, "reset"):  # SQLAlchemy has it from 2.0.22
-            reset = ending(kind, "reset")
+            reset = _ending(kind, "reset")
 
     if kind.get_bind is not Session.get_bind and not observer.adopts:
         # It may choose an engine that nobody has seen yet, and that one may refuse.
@@ -87,6 +89,24 @@ def _observed(kind: type[Any], observer: Observer) -> type[Any]:
     return ObservedSession
 
 
+def _ending(kind: type[Any], name: str) -> Callable[..., Any]:
+    """``ending()``, for a method of ``kind``'s own too, whatever that takes and answers."""
+    if getattr(kind, name) is getattr(Session, name, None):
+        return ending(kind, name)
+
+    def ended(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answers = []
+
+        def end(session: Any) -> None:
+            answers.append(getattr(kind, name)(session, *args, **kwargs))
+
+        ending(SimpleNamespace(**{name: end}), name)(self)
+        return answers[0]
+
+    ended.__name__ = name
+    return ended
+
+
 class _Watch:
     """A class whose ``__init__`` is ours while somebody watches what is made of it.
 
@@ -106,6 +126,7 @@ class _Watch:
         kind = self.kind
         watch = self
 
+        @wraps(original)  # who looks at its parameters, such as dependency injection, finds them
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             observer = watch.observer
             if self.__class__ is kind:
@@ -145,10 +166,19 @@ class _Watch:
         delattr(self.kind, WATCH)
         if OBSERVED in vars(self.kind):
             delattr(self.kind, OBSERVED)
+        _forget_derived(self.kind)
         if self.own is None:
             del self.kind.__init__
         else:
             self.kind.__init__ = self.own  # type: ignore[method-assign]
+
+
+def _forget_derived(kind: type[Session]) -> None:
+    """Take off what a watch on ``kind`` has left on classes derived from it."""
+    for derived in kind.__subclasses__():
+        if OBSERVED in vars(derived) and WATCH not in vars(derived):
+            delattr(derived, OBSERVED)
+        _forget_derived(derived)
 
 
 def watch(kind: type[Session], observer: Observer) -> Callable[[], None]:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.orm.session import _sessions
 
 from session_metrics_otel import catalog
 from session_metrics_otel.catalog import SessionState
 from session_metrics_otel.faults import caught
 from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.series import PENDING_LIMIT
+from session_metrics_otel.weak import alive
 
 from .holders import Holder, routes
 from .observer import observer_of
@@ -39,7 +41,7 @@ _CREATED = SessionState.CREATED
 # same as its `move`, `observe` and `close_session` do, and tests hold the two to one another.
 
 
-def ending(kind: type[Any], name: str) -> Callable[[Any], None]:  # noqa: C901 - see above
+def ending(kind: Any, name: str) -> Callable[[Any], None]:  # noqa: C901 - see above
     """The method of an observed session that ends it as ``kind``'s own does."""
 
     def ended(self: Any) -> None:  # noqa: C901, PLR0912
@@ -167,7 +169,8 @@ def _after_commit(session: Any) -> None:
             hit()
         else:
             record.ended_transaction("committed")
-            record.move(_COMMITTED)
+            if stage.state is not _CLOSING:  # a close() of the application's own may commit
+                record.move(_COMMITTED)
     except Exception as fault:  # noqa: BLE001
         caught("sessions", fault)
 
@@ -183,7 +186,8 @@ def _after_rollback(session: Any) -> None:
             record.lost_optimistic_lock(error)
         if record.transaction_began is not None and session._nested_transaction is None:
             record.ended_transaction("rolled_back")
-            record.move(SessionState.ROLLED_BACK)
+            if record._stage.state is not _CLOSING:  # or roll back
+                record.move(SessionState.ROLLED_BACK)
     except Exception as fault:  # noqa: BLE001
         caught("sessions", fault)
 
@@ -207,10 +211,11 @@ def _after_flush(session: Any, _: UOWTransaction) -> None:
 
 def listen(kind: type[Session]) -> None:
     """Hear what the sessions of ``kind``, an observed class, do."""
-    event.listen(kind, "after_begin", _after_begin)
-    event.listen(kind, "after_commit", _after_commit)
-    event.listen(kind, "after_rollback", _after_rollback)
-    event.listen(kind, "after_flush", _after_flush)
+    # First of all: the application's own listeners may send statements, or raise.
+    event.listen(kind, "after_begin", _after_begin, insert=True)
+    event.listen(kind, "after_commit", _after_commit, insert=True)
+    event.listen(kind, "after_rollback", _after_rollback, insert=True)
+    event.listen(kind, "after_flush", _after_flush, insert=True)
 
 
 def connection_refused(dialect: Dialect, error: BaseException) -> ObservedSessionMetrics | None:
@@ -252,3 +257,15 @@ def asking_record(dialect: Dialect) -> ObservedSessionMetrics | None:
 def attached_record(session: Session) -> ObservedSessionMetrics | None:
     """The record that ``session`` carries, or None."""
     return getattr(session, "_session_metrics", None)
+
+
+def any_open(observer: Observer) -> bool:
+    """Whether ``observer`` counts a session that is open."""
+    # SQLAlchemy's own register: of a factory's name there may be others, and records kept by hand.
+    for session in alive(_sessions.valuerefs()):
+        record = attached_record(session)
+        if record is not None and record._stage.state is not _CLOSED:
+            watched: Any = session
+            if (watched._session_metrics_owner or watched._session_observer) is observer:
+                return True
+    return False

@@ -184,11 +184,14 @@ class StatementSpans:
 
     @staticmethod
     def _add_comment(comments: SqlComments, execution: Any, span: Span, query: Query) -> None:
-        comment = comments.comment(execution.dialect, span.get_span_context())
-        if comment:
-            execution.statement = with_comment(execution.statement, comment)
-            if comments.in_query_text:
-                span.set_attribute("db.query.text", with_comment(query.text, comment))
+        try:
+            comment = comments.comment(execution.dialect, span.get_span_context())
+            if comment:
+                execution.statement = with_comment(execution.statement, comment)
+                if comments.in_query_text:
+                    span.set_attribute("db.query.text", with_comment(query.text, comment))
+        except Exception as fault:  # noqa: BLE001 - the tags are the application's; the span goes on
+            caught("statements", fault)
 
 
 def _end(span: Span) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .statement_spans import Started, StatementSpans
 
 _ACTIVE = SessionState.ACTIVE
+_CLOSING = SessionState.CLOSING
 
 RECORD = "_session_metrics_record"
 """Where a Connection keeps the record of the session that began a transaction on it."""
@@ -93,7 +94,8 @@ class _ObservedContext:
                 record._queries += 1
                 stage = record._stage
                 stage.factory.queries.hit()
-                if stage.state is not _ACTIVE:
+                # To close may take one: going back to a savepoint.
+                if stage.state is not _ACTIVE and stage.state is not _CLOSING:
                     record.move(_ACTIVE)
                 record.last_statement = self.compiled or self.statement
                 record.statement_ended = None  # it is being executed: that is not idle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -56,4 +57,6 @@ class BindingMiddleware:
         try:
             await self.app(scope, receive, send)
         finally:
-            current_binding.reset(token)
+            # One that is dropped unfinished is closed in whatever context that happens.
+            with suppress(ValueError):
+                current_binding.reset(token)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from session_metrics_otel import catalog
+from session_metrics_otel.base import plain
 from session_metrics_otel.hooks.holders import exhaustion_reports
 from session_metrics_otel.hooks.places import line_of
 from session_metrics_otel.hooks.queries import summary_of_sent
@@ -84,11 +85,13 @@ def from_this_machine(address: str, headers: Mapping[str, str]) -> bool:
     is nobody's. A name that somebody else's DNS leads here (DNS rebinding) is refused by ``Host``.
     """
     passed_on = {"forwarded", "x-forwarded-for", "x-real-ip", "via"} & set(headers)
-    host = re.sub(r":\d+$", "", headers.get("host", "")).strip("[]")
+    host = re.sub(r":\d+$", "", headers.get("host", "")).strip("[]").lower()
     try:
+        peer = ip_address(address)
+        peer = getattr(peer, "ipv4_mapped", None) or peer  # of a socket for both IPv6 and IPv4
         return (
             not passed_on
-            and ip_address(address).is_loopback
+            and peer.is_loopback
             and (host == "localhost" or ip_address(host).is_loopback)
         )
     except ValueError:
@@ -112,7 +115,7 @@ class LivePage:
         self._show_users = show_users
         self._history: deque[dict[str, Any]] = deque(maxlen=POINTS)
         self._looked = -BETWEEN_LOOKS
-        look_along(self.look)
+        look_along(self)
 
     def document(self) -> dict[str, Any]:
         """All that is on the page: times in seconds, dates in ISO 8601 form.
@@ -135,9 +138,9 @@ class LivePage:
 
     def _describe(self, record: DatabaseSessionMetrics) -> dict[str, Any]:
         described = {
-            "session_id": record.session_id,
+            "session_id": plain(record.session_id),
             "factory": record.factory,
-            "request_id": record.request_id,
+            "request_id": plain(record.request_id),
             "route": record.route,
             "state": record.state.value,
             "age_seconds": round(record.get_age_seconds(), 3),
@@ -145,7 +148,7 @@ class LivePage:
             "last_statement": summary_of_sent(getattr(record, "last_statement", None)),
             "made_at": line_of(getattr(record, "born_at", None)),
         }
-        return described | {"user_id": record.user_id} if self._show_users else described
+        return described | {"user_id": plain(record.user_id)} if self._show_users else described
 
     def look(self) -> None:
         """Add a point to the plots, where the last one is old enough."""
@@ -172,7 +175,7 @@ class LivePage:
             status, kind, body = HTTPStatus.FORBIDDEN, _TEXT, _REFUSED
         elif method not in {"GET", "HEAD"}:
             status, kind, body = HTTPStatus.METHOD_NOT_ALLOWED, _TEXT, "GET and HEAD are taken.\n"
-        elif path.endswith(".json"):
+        elif path.rstrip("/").endswith(".json"):  # Starlette adds a slash to what is mounted
             kind, body = "application/json", json.dumps(self.document())
         return Response(status, kind, body.encode(), HEADERS)
 
