@@ -29,7 +29,7 @@ from .catalog import (
 from .ledger import COLLECTED, DETACHED, LEDGER
 from .legible import encodable, one_line
 from .series import PENDING_LIMIT
-from .tracing import SpanMirror, current_mirror
+from .tracing import SpanMirror, current_mirror, lead_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -393,13 +393,8 @@ class DatabaseSessionMetrics(BaseSessionMetrics):
         histogram.add(value)
         if len(histogram.pending) > PENDING_LIMIT:
             histogram.fold_if_free()
-        mirror = self._mirror
-        if mirror is not None:
-            if not isinstance(mirror, SpanMirror):
-                mirror = mirror()
-            exemplar = None if mirror is None else mirror.exemplar(value)
-            if exemplar is not None:
-                histogram.exemplify(exemplar)
+        if self._mirror is not None:
+            lead_to(self.span_mirror(), value, histogram)
 
     def span_attributes(self) -> dict[str, AttributeValue]:
         """The record as span attributes, ``sqlalchemy.session.<field>``."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from .catalog import SessionState
+    from .series import Histogram
 
 PREFIX = "sqlalchemy.session."
 LEAK = "sqlalchemy.session.leak"
@@ -135,6 +136,14 @@ class SpanMirror:
         except Exception as fault:  # noqa: BLE001
             caught("tracing", fault)
             return None
+
+
+def lead_to(mirror: SpanMirror | None, value: float, *histograms: Histogram) -> None:
+    """Let ``value``, which was added to ``histograms``, lead to the span of ``mirror``."""
+    exemplar = None if mirror is None else mirror.exemplar(value)
+    if exemplar is not None:
+        for histogram in histograms:
+            histogram.exemplify(exemplar)
 
 
 def _ids_of(span: Span) -> tuple[str, str] | tuple[()]:

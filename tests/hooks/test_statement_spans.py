@@ -12,7 +12,8 @@ from opentelemetry import trace
 from opentelemetry.context import attach, detach, set_value
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanKind, StatusCode, format_span_id
+from prometheus_client import REGISTRY
 from reading import counted, value
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import OperationalError, StatementError
@@ -49,6 +50,10 @@ def tree(spans):
 def one(spans, name):
     (found,) = [span for span in spans.get_finished_spans() if span.name == name]
     return found
+
+
+def span_id(span):
+    return format_span_id(span.context.span_id)
 
 
 class TestWhatASpanSays:
@@ -189,6 +194,44 @@ class WithState(Exception):
 def test_status_codes(error, code):
     assert status_code(error) == code
     assert error_type(error) == (code or "WithState")
+
+
+def led_to(name):
+    """The ids of the spans that the exemplars of the histogram ``name`` lead to."""
+    return {
+        sample.exemplar.labels["span_id"]
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == f"{name}_bucket" and sample.exemplar is not None
+    }
+
+
+class TestExemplars:
+    def test_a_statement_s_duration_leads_to_its_span(self, traced, spans):
+        with traced()() as session:
+            session.execute(ONE)
+        assert led_to("db_client_operation_duration_seconds") == {span_id(one(spans, "SELECT"))}
+
+    def test_that_of_one_that_failed_does_too(self, traced, spans):
+        with traced()() as session, pytest.raises(OperationalError):
+            session.execute(text("select * from missing"))
+        statement = one(spans, "SELECT missing")
+        assert led_to("db_client_operation_duration_seconds") == {span_id(statement)}
+
+    def test_the_time_that_a_connection_was_held_leads_to_its_session(self, traced, spans):
+        with bind(route="/orders"), traced()() as session:
+            session.execute(ONE)
+        session_id = span_id(one(spans, "session traced"))
+        assert led_to("db_client_connection_use_time_seconds") == {session_id}
+        assert led_to("sqlalchemy_route_connection_use_time_seconds") == {session_id}
+
+    def test_what_is_not_sampled_leads_nowhere(self, traced, provider):
+        provider.sampler = ALWAYS_OFF
+        with bind(route="/orders"), traced()() as session:
+            session.execute(ONE)
+        assert led_to("db_client_operation_duration_seconds") == set()
+        assert led_to("db_client_connection_use_time_seconds") == set()
+        assert led_to("sqlalchemy_route_connection_use_time_seconds") == set()
 
 
 class TestParents:

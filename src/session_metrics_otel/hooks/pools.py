@@ -22,7 +22,7 @@ from session_metrics_otel.faults import caught, guarded
 from session_metrics_otel.ledger import LEDGER
 from session_metrics_otel.legible import one_line
 from session_metrics_otel.series import PENDING_LIMIT, Tally
-from session_metrics_otel.tracing import current_mirror, pool_exhausted
+from session_metrics_otel.tracing import current_mirror, lead_to, pool_exhausted
 from session_metrics_otel.weak import alive
 
 from .holders import Holder, describe_waiter, report_exhaustion, routes
@@ -156,9 +156,12 @@ def _observed(  # noqa: C901 - one class
                 if holder is not None:
                     seconds = perf_counter() - holder.since
                     used(seconds)
-                    held_by = holder.session or holder.bound  # bound: of a Core connection
+                    session = holder.session
+                    held_by = session or holder.bound  # bound: of a Core connection
                     if held_by.route:
-                        _count_route(held_by.route, seconds)
+                        _count_route(held_by.route, seconds, session)
+                    if session is not None and session._mirror is not None:
+                        lead_to(session.span_mirror(), seconds, meter.use_time)
             except Exception as fault:  # noqa: BLE001
                 if "holders" in vars(self):  # else it was given back meanwhile
                     caught("pools", fault)
@@ -256,8 +259,11 @@ def holder_of(session: ObservedSessionMetrics) -> Holder | None:
     return None
 
 
-def _count_route(route: str, seconds: float) -> None:
-    LEDGER.histogram(catalog.ROUTE_CONNECTION_USE_TIME, routes.admit(route)).observe(seconds)
+def _count_route(route: str, seconds: float, session: ObservedSessionMetrics | None) -> None:
+    use_time = LEDGER.histogram(catalog.ROUTE_CONNECTION_USE_TIME, routes.admit(route))
+    use_time.observe(seconds)
+    if session is not None:
+        lead_to(session.span_mirror(), seconds, use_time)
 
 
 class _Listeners:

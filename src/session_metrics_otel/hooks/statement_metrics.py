@@ -60,10 +60,10 @@ class Series:
             LEDGER.histogram(catalog.RETURNED_ROWS, *labels) if counts_rows else None
         )
 
-    def failed(self, error: BaseException, seconds: float) -> None:
-        """Measure it where it ended in ``error``."""
+    def failed(self, error: BaseException) -> Histogram:
+        """Where the seconds are measured of one that ended in ``error``."""
         labels = (*self._labels[:-1], _error_types.admit(error_type(error)))
-        LEDGER.histogram(catalog.OPERATION_DURATION, *labels).observe(seconds)
+        return LEDGER.histogram(catalog.OPERATION_DURATION, *labels)
 
 
 def series_of(context: Any, server: Attributes) -> Series:

@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from session_metrics_otel.faults import caught
 from session_metrics_otel.legible import encodable, one_line
-from session_metrics_otel.tracing import SUPPRESSED, suppressed
+from session_metrics_otel.tracing import SUPPRESSED, SpanMirror, lead_to, suppressed
 
 from .comments import with_comment
 from .error_text import error_text
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
     from sqlalchemy.engine.interfaces import ExecutionContext
+
+    from session_metrics_otel.series import Histogram
 
     from .comments import SqlComments
     from .observed_record import ObservedSessionMetrics
@@ -65,6 +67,10 @@ class Started:
     def silence(self) -> None:
         """Keep OpenTelemetry's instrumentation of the driver from a span of its own."""
         self._token = attach(set_value(SUPPRESSED, True))  # noqa: FBT003
+
+    def lead_from(self, duration: Histogram, seconds: float) -> None:
+        """Let what was measured of the statement lead to its span."""
+        lead_to(SpanMirror(self.span, owned=False), seconds, duration)
 
     def end(self, execution: Any, error: BaseException | None, text: str) -> None:
         """End the span, with ``error`` where that came of it, of which ``text`` may be shown."""

@@ -116,7 +116,8 @@ class _ObservedContext:
             # Kept with the compiled statement, which SQLAlchemy caches and reuses.
             series = getattr(self.compiled, KEPT, None) or series_of(self, self.server)
             duration = series.duration
-            duration.add(ended - self.sent_at)  # type: ignore[operator] # see pre_exec
+            seconds = ended - self.sent_at  # type: ignore[operator] # see pre_exec
+            duration.add(seconds)
             if len(duration.pending) > PENDING_LIMIT:
                 duration.fold_if_free()
             self.sent_at = None
@@ -130,9 +131,11 @@ class _ObservedContext:
                 rows = self.cursor.rowcount if fetched is None else len(fetched)
                 if rows >= 0:
                     series.rows.observe(rows)
+            if self.started is not None:
+                self.started.lead_from(duration, seconds)
+                self._end_span(None)
         except Exception as fault:  # noqa: BLE001 - never the statement's trouble
             caught("statements", fault)
-        if self.started is not None:
             self._end_span(None)
         if not self.plain:
             super().post_exec()  # type: ignore[misc]
@@ -154,9 +157,11 @@ class _ObservedContext:
         if self.sent_at is not None:
             seconds = perf_counter() - self.sent_at
             self.sent_at = None
-            series_of(self, self.server).failed(error, seconds)
-        if self.started is not None:
-            self._end_span(error, text)
+            duration = series_of(self, self.server).failed(error)
+            duration.observe(seconds)
+            if self.started is not None:
+                self.started.lead_from(duration, seconds)
+        self._end_span(error, text)
 
     def _end_span(self, error: BaseException | None, text: str = "") -> None:
         started, self.started = self.started, None
