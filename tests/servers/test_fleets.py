@@ -11,13 +11,13 @@ import pytest
 import series
 import yaml
 from docs.test_fleets import NAMES, OF_THE_SHOP, formula, lines_of_the_shop
-from grafana.expressions import DASHBOARDS, RULES, of_dashboard, rules
+from grafana.expressions import DASHBOARDS, RULES, of_dashboard
 from pages import blocks
 
 from servers.demo_process import Demo, demo_running
 from servers.processes import HOST, free_port, needs, running, wait_for
 from servers.prometheus_server import Prometheus, prometheus_scraping, prometheus_with
-from servers.test_dashboards import asked
+from servers.test_dashboards import RECORDED, asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 FILES = {block.file: block.text for block in blocks("how-to/fleets") if block.file}
 OURS = f'__name__=~"{"|".join(sorted(NAMES))}"'
-RECORDED = [rule["record"] for rule in rules() if "record" in rule]
 
 
 @pytest.fixture(scope="module")
