@@ -47,9 +47,8 @@ def busy_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 def test_the_formula_is_what_prometheus_stores_of_the_demo(demo: Demo, tmp_path: Path):
     with prometheus_scraping({"demo": demo.metrics}, tmp_path) as prometheus:
-        prometheus.wait_for(f"count({{{OURS}}})", bool)
         # All of one scrape: in the demo, the watchdog may find a leak between two questions.
-        at = prometheus.value("timestamp(up)")
+        at = prometheus.scraped_after(0)
 
         def number(expression: str) -> float:
             return sum(value for _, value in prometheus.query(expression, at))
@@ -97,12 +96,12 @@ def names_in(prometheus: Prometheus) -> set[str]:
     return {labels["__name__"] for labels, _ in prometheus.query('{__name__=~".+"}')}
 
 
-def assert_the_fleet_is_seen(prometheus: Prometheus) -> None:
+def the_fleet_is_seen(prometheus: Prometheus) -> None:
     """Every query of the Fleet dashboard that needs no fault has data."""
     (fleet,) = (file for file in DASHBOARDS if file.stem.endswith("-fleet"))
     for panel in of_dashboard(fleet):
         if "> 0" not in panel.text:
-            assert prometheus.query(asked(panel.text)), panel.where
+            wait_for(lambda: prometheus.query(asked(panel.text)), bool, panel.where)  # noqa: B023
 
 
 def test_a_prometheus_sends_what_it_recorded(busy_demo: Demo, tmp_path: Path):
@@ -111,9 +110,13 @@ def test_a_prometheus_sends_what_it_recorded(busy_demo: Demo, tmp_path: Path):
         with prometheus_with(sending("prometheus.yml", busy_demo, receiver), tmp_path / "sender"):
             for name in RECORDED:
                 receiver.wait_for(f"count({name} >= 0)", bool)
-            assert_the_fleet_is_seen(receiver)
-            assert names_in(receiver) - {"ALERTS"} == set(RECORDED)
-            assert {labels["cluster"] for labels, _ in receiver.query(RECORDED[0])} == {"eu-1"}
+            the_fleet_is_seen(receiver)
+            wait_for(
+                lambda: names_in(receiver) - {"ALERTS"}, set(RECORDED).__eq__, "what is recorded"
+            )
+            assert {labels["cluster"] for labels, _ in receiver.query('{__name__=~".+"}')} == {
+                "eu-1"
+            }
 
 
 @contextmanager
@@ -140,7 +143,7 @@ def test_an_agent_sends_what_the_rules_read(busy_demo: Demo, tmp_path: Path):
             for name in RECORDED:
                 ruler.wait_for(f"count({name} >= 0)", bool)
             assert {rule["health"] for rule in ruler.rules()} == {"ok"}
-            assert_the_fleet_is_seen(ruler)
+            the_fleet_is_seen(ruler)
             kept = {"up", *series.read_by_rules()}
             assert names_in(ruler) - {*RECORDED, "ALERTS", "ALERTS_FOR_STATE"} <= kept
 
