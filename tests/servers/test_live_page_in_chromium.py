@@ -15,6 +15,7 @@ from sqlalchemy.orm import sessionmaker
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+from servers.processes import PATIENCE
 from session_metrics_otel import SessionMetrics, bind, instrument, uninstrument
 from session_metrics_otel.web.live_page import LivePage
 
@@ -53,7 +54,7 @@ def shown_by(chromium: Chromium, address: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=2 * PATIENCE,
     )
     return done.stdout
 
