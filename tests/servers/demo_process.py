@@ -22,8 +22,11 @@ class Demo:
     metrics: str
     _truth: Path
 
-    def truth(self, timeout: float = PATIENCE) -> dict[str, int]:
-        """What the service's own books say, once its traffic has come to an end."""
+    def truth(self, timeout: float = 5 * PATIENCE) -> dict[str, int]:
+        """What the service's own books say, once its traffic has come to an end.
+
+        It is asked one thing after the other: a slow machine takes several times as long.
+        """
         counts: dict[str, int] = wait_for(
             lambda: json.loads(self._truth.read_text()), bool, "the demo's traffic to end", timeout
         )
