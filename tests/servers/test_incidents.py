@@ -83,6 +83,7 @@ def database_for(postgres: Postgres, name: str, how: str, servers: ExitStack) ->
     if name not in ON_POSTGRESQL:
         return ""
     own = f"{name}_{how}"
+    postgres.execute(f"DROP DATABASE IF EXISTS {own} WITH (FORCE)", database="postgres")
     postgres.execute(f"CREATE DATABASE {own}", database="postgres")
     url = make_url(postgres.url(ON_POSTGRESQL[name])).set(database=own)
     if name == "null_pool":
