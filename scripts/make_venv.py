@@ -6,6 +6,7 @@ scripts/make_venv.py DIR [--group G] [--extra E] [--constraints FILE]
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -33,11 +34,13 @@ def make(folder: Path, *, groups: list[str], extras: list[str], constraints: Pat
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()))
     scripts = folder / ("Scripts" if sys.platform == "win32" else "bin")
     pip = [str(scripts / "python"), "-m", "pip", "install", "--quiet", "-c", str(constraints)]
+    # A slow network is given time, where nobody has said how much.
+    patient = {"PIP_DEFAULT_TIMEOUT": "60", "PIP_RETRIES": "10", **os.environ}
     # The pip that comes with Python may be too old to know dependency groups.
-    subprocess.run([*pip, "pip"], check=True, cwd=ROOT)
+    subprocess.run([*pip, "pip"], check=True, cwd=ROOT, env=patient)
     project = f".[{','.join(extras)}]" if extras else "."
     chosen = [word for group in groups for word in ("--group", group)]
-    subprocess.run([*pip, "-e", project, *chosen], check=True, cwd=ROOT)
+    subprocess.run([*pip, "-e", project, *chosen], check=True, cwd=ROOT, env=patient)
     (folder / "ready").touch()
 
 

@@ -14,6 +14,7 @@ from session_metrics_otel import (
     ConnectionPoolMetrics,
     SystemMetrics,
     SystemSessionMetrics,
+    application_sessions,
     create_system_session_metrics,
 )
 
@@ -23,6 +24,11 @@ def shown(name: str, group: str = "default") -> float | None:
 
 
 class TestSystemSessionMetrics:
+    @pytest.fixture(autouse=True)
+    def _one_day(self, monkeypatch):
+        """No midnight comes in the middle of a test."""
+        monkeypatch.setattr(application_sessions, "_today", lambda: "2026-01-01")
+
     def test_its_other_names(self):
         assert SystemMetrics is SystemSessionMetrics
         assert type(create_system_session_metrics(total_sessions=3)) is SystemSessionMetrics

@@ -411,13 +411,18 @@ class TestCancellation:
         orders.close()
 
     async def test_a_task_that_takes_too_long(self, async_orders):
+        at_work = asyncio.Event()
+
         async def request():
             async with async_orders.get_request_scoped_session("ada") as session:
                 await session.execute(ONE)
+                at_work.set()
                 await asyncio.sleep(3600)
 
+        task = asyncio.ensure_future(request())
+        await at_work.wait()
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(request(), 0.05)
+            await asyncio.wait_for(task, 0.05)
         assert async_orders.get_pool_metrics().active_sessions == 0
 
 

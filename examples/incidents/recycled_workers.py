@@ -78,7 +78,7 @@ def run() -> None:
             sold = 0
             while sold < REQUESTS and time.time() < ends:
                 try:
-                    with urllib.request.urlopen(f"http://{bind}/order", timeout=5) as response:
+                    with urllib.request.urlopen(f"http://{bind}/order", timeout=30) as response:
                         sold += response.read() == b"sold"
                 except OSError:  # not up yet
                     pass

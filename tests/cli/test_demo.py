@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from contextlib import contextmanager
 
@@ -38,6 +39,7 @@ def test_what_metrics_say_is_what_the_service_counted(tmp_path):
         address = re.search(r"http://\S+/metrics", lines[1])[0]
         while not truth.exists():
             assert demo.poll() is None
+            time.sleep(0.01)
         with urllib.request.urlopen(address, timeout=10) as answer:
             text = answer.read().decode()
         demo.send_signal(signal.SIGINT)

@@ -198,27 +198,37 @@ class TestSignals:
         assert found["creations success"] == found["queries"] == done + 20 + 2
         assert not [key for key in found if key.startswith("sqlalchemy_sessions ")]
 
-    def test_a_handler_that_raises_ends_the_work_as_it_would(self, new_engine):
+    @pytest.mark.parametrize("where", ["in a statement", "between two"])
+    def test_a_handler_that_raises_ends_the_work_as_it_would(self, new_engine, monkeypatch, where):
+        """Not anywhere: what is raised in a finalizer reaches nobody, and the work would go on."""
+
         class Stop(BaseException):
             pass
 
         def handler(_signal, _frame):
             raise Stop
 
+        def interrupted(*_given):
+            signal.raise_signal(signal.SIGALRM)
+
         def work(maker):
             before = signal.signal(signal.SIGALRM, handler)
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
             try:
                 with maker() as session:
-                    while True:
+                    session.scalar(text("select 1"))
+                    if where == "in a statement":
+                        monkeypatch.setattr(session.bind.dialect, "do_execute", interrupted)
                         session.scalar(text("select 1"))
+                    interrupted()
             except Stop:
                 return "stopped"
             finally:
                 signal.signal(signal.SIGALRM, before)
 
         assert instrumented(new_engine, work) == "stopped"
-        assert not [key for key in counted(FACTORY) if key.startswith("sqlalchemy_sessions ")]
+        found = counted(FACTORY)
+        assert found["queries"] == (2 if where == "in a statement" else 1)
+        assert not [key for key in found if key.startswith("sqlalchemy_sessions ")]
 
 
 SHUTDOWN = """

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 SESSIONS = 3
+LOOKS = 100
 IDLE = text(
     "select count(*) from pg_stat_activity"
     " where datname = current_database() and state = 'idle in transaction'"
@@ -50,18 +51,18 @@ WAYS: dict[str, Callable[[AsyncSession], Awaitable[None]]] = {
 }
 
 
-async def cancel_scope(work: Callable[[], Awaitable[None]]) -> None:
+async def cancel_scope(work: Callable[[], Awaitable[None]], at_work: asyncio.Event) -> None:
     """Every await of the clean-up is cancelled."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(work)
-        await asyncio.sleep(0.1)
+        await at_work.wait()
         tasks.cancel_scope.cancel()
 
 
-async def cancel_twice(work: Callable[[], Any]) -> None:
+async def cancel_twice(work: Callable[[], Any], at_work: asyncio.Event) -> None:
     """The clean-up is cancelled in its first await."""
     task = asyncio.create_task(work())
-    await asyncio.sleep(0.1)
+    await at_work.wait()
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()
@@ -78,20 +79,27 @@ async def main(url: str) -> None:
             kept = [async_sessionmaker(engine)() for _ in range(SESSIONS)]
 
             for session in kept:
+                at_work = asyncio.Event()
 
-                async def work(session: AsyncSession = session) -> None:
+                async def work(
+                    session: AsyncSession = session, at_work: asyncio.Event = at_work
+                ) -> None:
                     await session.scalar(text("select 1"))
+                    at_work.set()
                     try:
-                        await asyncio.sleep(10)
+                        await asyncio.sleep(3600)
                     finally:
                         await clean_up(session)  # noqa: B023 - awaited before the next
 
                 with suppress(asyncio.CancelledError):
-                    await how(work)
-            await asyncio.sleep(0.2)  # what SQLAlchemy shields goes on by itself
-            async with onlooker.connect() as connection:
-                idle = await connection.scalar(IDLE)
-            print(json.dumps([way, how.__name__, idle, engine.pool.checkedout()]))
+                    await how(work, at_work)
+            for _ in range(LOOKS):  # what SQLAlchemy shields goes on by itself
+                await asyncio.sleep(0.2)
+                async with onlooker.connect() as connection:
+                    left = [await connection.scalar(IDLE), engine.pool.checkedout()]
+                if left == [0, 0]:
+                    break
+            print(json.dumps([way, how.__name__, *left]))
             await engine.dispose()
 
 

@@ -22,8 +22,11 @@ class Demo:
     metrics: str
     _truth: Path
 
-    def truth(self, timeout: float = PATIENCE) -> dict[str, int]:
-        """What the service's own books say, once its traffic has come to an end."""
+    def truth(self, timeout: float = 5 * PATIENCE) -> dict[str, int]:
+        """What the service's own books say, once its traffic has come to an end.
+
+        It is asked one thing after the other: a slow machine takes several times as long.
+        """
         counts: dict[str, int] = wait_for(
             lambda: json.loads(self._truth.read_text()), bool, "the demo's traffic to end", timeout
         )
@@ -37,14 +40,16 @@ def demo_running(
     requests: int,
     environment: dict[str, str] | None = None,
     program: str = "session_metrics_otel",
+    metrics_port: int = 0,
 ) -> Iterator[Demo]:
     """The demo on free ports, with its traffic ending after ``requests``.
 
-    ``program`` is the module that is run: its command line is the demo's.
+    ``program`` is the module that is run: its command line is the demo's. ``metrics_port`` is for
+    whoever has to be told of its /metrics before it begins.
     """
     truth = folder / "truth.json"
     command = [sys.executable, "-u", "-m", program, "demo"]
-    command += ["--port", "0", "--metrics-port", "0", "--rate", "60", "--seed", "7"]
+    command += ["--port", "0", "--metrics-port", str(metrics_port), "--rate", "60", "--seed", "7"]
     command += ["--requests", str(requests), "--truth", str(truth)]
     log = folder / "demo.log"
     with running(command, log, environment):

@@ -35,9 +35,10 @@ class Distributions:
 
 
 def build(folder: Path) -> Distributions:
-    """Build the sdist from this tree, and the wheel from the sdist."""
+    """Build the sdist from this tree, and the wheel from the sdist; hatchling is fetched for it."""
     command = [sys.executable, "-m", "build", "--outdir", folder, ROOT]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    built = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
+    assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = folder.glob("*.whl")
     (sdist,) = folder.glob("*.tar.gz")
     return Distributions(wheel, sdist)

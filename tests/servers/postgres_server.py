@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from servers.processes import HOST, PATIENCE, needs, wait_until_ready
+from servers.processes import HOST, PATIENCE, free_port, needs, wait_until_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,22 +109,6 @@ def unprivileged() -> dict[str, Any]:
     return {"user": USER, "group": USER, "extra_groups": []}
 
 
-def _port() -> int:
-    """A free port below those that the kernel takes for outgoing connections.
-
-    One of these might be taken, even by a client that calls the stopped server, before it is
-    started again.
-    """
-    for port in random.sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
-    raise OSError(f"no free port on {HOST} from 20000 to 32000")
-
-
 @contextmanager
 def postgres_running() -> Iterator[Postgres]:
     needs("PostgreSQL 15", BINARIES / "postgres")
@@ -142,7 +124,7 @@ def postgres_running() -> Iterator[Postgres]:
             initdb, cwd=folder, capture_output=True, text=True, check=False, **unprivileged()
         )
         assert made.returncode == 0, made.stdout + made.stderr
-        server = Postgres(folder, _port())
+        server = Postgres(folder, free_port())
         try:
             server.start()
             yield server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import time
@@ -21,11 +22,26 @@ HOST = "127.0.0.1"
 PATIENCE = 60  # seconds that a server may take to do what a test waits for
 
 
+PORTS = range(20_000, 32_000)
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that nobody else is given.
+
+    Not one of those that the kernel takes for outgoing connections: some client's might be on it
+    before the server is there, or is there again.
+    """
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        if port not in _given:
+            _given.add(port)
+            return port
+    raise OSError(f"no free port on {HOST} from {PORTS[0]} to {PORTS[-1]}")
 
 
 def needs(what: str, path: Path | str | None) -> str:
@@ -57,7 +73,7 @@ def stopped_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -40,11 +40,20 @@ class Prometheus:
         answer = get_json(f"{self.address}/api/v1/query?{urlencode(asked)}")
         return [(row["metric"], float(row["value"][1])) for row in answer["data"]["result"]]
 
-    def value(self, expression: str) -> float | None:
+    def value(self, expression: str, time: float | None = None) -> float | None:
         """The one number that ``expression`` comes to, or None where it comes to nothing."""
-        rows = self.query(expression)
+        rows = self.query(expression, time)
         assert len(rows) <= 1, rows
         return rows[0][1] if rows else None
+
+    def scraped_after(self, moment: float) -> float:
+        """A time at which the newest that is known of every target was scraped after ``moment``.
+
+        A scrape that takes longer than a second fails, and ends all series of its target until the
+        next: whoever asks of that time, and not of now, is spared those that come after it.
+        """
+        oldest, newest = "min(timestamp(up))", "max(timestamp(up))"
+        return self.wait_for(f"{newest} and {oldest} > {moment} and min(up) == 1", bool)
 
     def exemplars(self, expression: str, start: float, end: float) -> list[Any]:
         asked = urlencode({"query": expression, "start": start, "end": end})

@@ -59,10 +59,9 @@ def soak(seconds: float, folder: Path) -> list[Row]:
         prometheus_scraping({"demo": demo.metrics}, folder) as prometheus,
     ):
         truth = demo.truth(timeout=60 + 4 * seconds)
-        ended = time.time()
-        prometheus.wait_for('timestamp(up{job="demo"})', lambda at: at is not None and at > ended)
+        at = prometheus.scraped_after(time.time())
         return [
-            Row(asked, truth.get(entry, 0) if entry else 0, prometheus.value(asked))
+            Row(asked, truth.get(entry, 0) if entry else 0, prometheus.value(asked, at))
             for asked, entry in ASKED.items()
         ]
 

@@ -23,6 +23,7 @@ from pages import write_files
 
 from servers.collector_server import CONFIGURATION, Collector, collector_running
 from servers.demo_process import Demo, demo_running
+from servers.processes import PATIENCE
 from servers.prometheus_server import Prometheus, prometheus_with
 from servers.test_dashboards import asked
 from session_metrics_otel.catalog import CATALOG, Kind
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 SERVICE = "pushing-service"
 INSTANCES = ("shop-1", "shop-2")
 REQUESTS = 200
+PUSH_INTERVAL = 2  # seconds
 # Those that differ from one look to the next.
 AGES = {"sqlalchemy_session_oldest_age_seconds"}
 # What the demo may end without: it has no such faults, or none by chance.
@@ -53,8 +55,16 @@ TESTS = Path(__file__).parents[1]
 
 
 class Shop(NamedTuple):
+    """The two processes, and who knows of them.
+
+    Attributes:
+        at: A time at which Prometheus had all that came of their traffic, by either way.
+        truths: The books of each.
+    """
+
     collector: Collector
     prometheus: Prometheus
+    at: float
     truths: dict[str, dict[str, int]]
 
 
@@ -84,7 +94,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, jaeger: Jaeger) -> Iterator[S
                 "OTEL_EXPORTER_OTLP_ENDPOINT": collector.otlp,
                 "OTEL_SERVICE_NAME": SERVICE,
                 "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={instance}",
-                "OTEL_METRIC_EXPORT_INTERVAL": "2000",
+                "OTEL_METRIC_EXPORT_INTERVAL": str(1000 * PUSH_INTERVAL),
                 "OTEL_BSP_SCHEDULE_DELAY": "200",
                 "PYTHONPATH": str(TESTS),
             }
@@ -111,13 +121,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory, jaeger: Jaeger) -> Iterator[S
                     f'group by (instance) (sqlalchemy_sessions{{instance="{instance}"}})',
                     lambda count, ended=ended: count == ended,
                 )
-        # No series comes after this, and a rate takes two scrapes of each.
-        enough = time.time() + 2
-        prometheus.wait_for("min(timestamp(up))", lambda at: at is not None and at > enough)
-        yield Shop(collector, prometheus, truths)
+        # What came last has been pushed by then, and a rate takes two scrapes of it.
+        at = prometheus.scraped_after(time.time() + 2 * PUSH_INTERVAL + 2)
+        yield Shop(collector, prometheus, at, truths)
 
 
-def series(prometheus: Prometheus, metric: Metric, name: str, job: str) -> Series:
+def series(shop: Shop, metric: Metric, name: str, job: str) -> Series:
     """The value of each series of ``name``, by its labels except for ``job``.
 
     OpenTelemetry sends no histogram before its first measurement; /metrics has it, all zeros.
@@ -126,7 +135,7 @@ def series(prometheus: Prometheus, metric: Metric, name: str, job: str) -> Serie
     if metric.kind is Kind.HISTOGRAM:
         measured = f'{metric.prometheus_name}_count{{job="{job}"}} > 0'
         asked_for += f" and ignoring (le) {measured}"
-    rows = prometheus.query(asked_for)
+    rows = shop.prometheus.query(asked_for, shop.at)
     return {frozenset(row.items() - {("job", job)}): value for row, value in rows}
 
 
@@ -134,8 +143,8 @@ def test_the_collector_shows_the_names_labels_and_values_of_a_direct_scrape(shop
     without_series = set()
     for metric in CATALOG:
         for name in metric.sample_names:
-            pushed = series(shop.prometheus, metric, name, SERVICE)
-            scraped = series(shop.prometheus, metric, name, "direct")
+            pushed = series(shop, metric, name, SERVICE)
+            scraped = series(shop, metric, name, "direct")
             assert set(pushed) == set(scraped), name
             if name not in AGES:
                 assert pushed == pytest.approx(scraped), name
@@ -149,7 +158,8 @@ def test_every_count_behind_the_collector_is_the_services_own(shop: Shop) -> Non
         (row["instance"], f"{row['factory']}.{row['outcome']}"): value
         for row, value in shop.prometheus.query(
             "sum by (instance, factory, outcome) "
-            f'(sqlalchemy_session_creations_total{{job="{SERVICE}"}}) > 0'
+            f'(sqlalchemy_session_creations_total{{job="{SERVICE}"}}) > 0',
+            shop.at,
         )
     }
     assert counted == {
@@ -164,13 +174,12 @@ def test_every_count_behind_the_collector_is_the_services_own(shop: Shop) -> Non
 def test_a_panel_shows_of_pushed_series_what_it_shows_of_scraped_ones(
     shop: Shop, panel: Expression
 ) -> None:
-    now = time.time()
-    # All of the traffic, whenever this is asked; and not only what rose between two scrapes, which
+    # All of the traffic, however slow it was; and not only what rose between two scrapes, which
     # are not the same two by either way.
-    text = re.sub(" >=? 0", "", panel.text.replace("$__rate_interval", "5m"))
+    text = re.sub(" >=? 0", "", panel.text)
 
     def shown(job: str) -> Series:
-        rows = shop.prometheus.query(asked(text.replace("$job", job)), time=now)
+        rows = shop.prometheus.query(asked(text.replace("$job", job)), shop.at)
         return {frozenset(row.items() - {("job", job)}): value for row, value in rows}
 
     pushed, scraped = shown(SERVICE), shown("direct")
@@ -200,7 +209,7 @@ def test_the_program_of_the_documentation(shop: Shop, jaeger: Jaeger, tmp_path: 
         [sys.executable, "app.py"],
         cwd=tmp_path,
         env=os.environ | environment,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     duration = "sqlalchemy_session_duration_seconds"

@@ -46,26 +46,50 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Iterator
 
 @pytest.fixture(scope="module")
 def truth(demo: Demo, prometheus: Prometheus) -> dict[str, int]:
-    """The service's own books, once Prometheus has scraped what came after the last entry."""
-    books = demo.truth()
-    ended = time.time()
-    prometheus.wait_for('timestamp(up{job="demo"})', lambda at: at is not None and at > ended)
-    return books
+    """The service's own books, once they are closed; Prometheus has looked on."""
+    assert prometheus
+    return demo.truth()
+
+
+@pytest.fixture(scope="module")
+def scraped(prometheus: Prometheus, truth: dict[str, int]) -> float:
+    """A time at which Prometheus has scraped what the last entry of the books is of."""
+    assert truth
+    return prometheus.scraped_after(time.time())
+
+
+@pytest.fixture(scope="module")
+def spans(jaeger: Jaeger, truth: dict[str, int]) -> list[Span]:
+    """The spans in Jaeger, once those of all the sessions are there, and those above them."""
+    expected = {
+        "session orders": truth["orders.success"],
+        "session reports": truth["reports.success"] + truth["reports.failure"],
+    }
+
+    def are_there(spans: list[Span]) -> bool:
+        sessions = [span for span in spans if span.name.startswith("session ")]
+        above = {span.parent_id for span in sessions if span.parent_id}
+        return Counter(span.name for span in sessions) == expected and above <= {
+            span.span_id for span in spans
+        }
+
+    return jaeger.wait_for_spans(SERVICE, are_there)
 
 
 def test_prometheus_answers_the_success_rate_that_the_service_counted(
-    prometheus: Prometheus, truth: dict[str, int]
+    prometheus: Prometheus, truth: dict[str, int], scraped: float
 ) -> None:
     success = truth["orders.success"] + truth["reports.success"]
     failure = truth["reports.failure"]
     assert failure > 0
-    assert prometheus.value(SUCCESS_RATE) == success / (success + failure)
+    assert prometheus.value(SUCCESS_RATE, scraped) == success / (success + failure)
 
 
 def test_every_count_in_prometheus_is_the_services_own(
-    prometheus: Prometheus, truth: dict[str, int]
+    prometheus: Prometheus, truth: dict[str, int], scraped: float
 ) -> None:
-    rows = prometheus.query("sum by (factory, outcome) (sqlalchemy_session_creations_total)")
+    creations = "sum by (factory, outcome) (sqlalchemy_session_creations_total)"
+    rows = prometheus.query(creations, scraped)
     counted = {f"{row['factory']}.{row['outcome']}": value for row, value in rows}
     assert counted == {
         "orders.success": truth["orders.success"],
@@ -76,8 +100,8 @@ def test_every_count_in_prometheus_is_the_services_own(
         "reports.unused": 0,
     }
     leaks = 'sqlalchemy_session_leaks_total{factory="orders",reason="garbage_collected"}'
-    assert prometheus.value(leaks) == truth["orders.leak"]
-    assert prometheus.value("sum(sqlalchemy_sessions)") == 0
+    assert prometheus.value(leaks, scraped) == truth["orders.leak"]
+    assert prometheus.value("sum(sqlalchemy_sessions)", scraped) == 0
 
 
 def test_promtool_finds_nothing_to_say_of_the_metrics(demo: Demo, truth: dict[str, int]) -> None:
@@ -103,24 +127,16 @@ def test_promtool_finds_nothing_to_say_of_the_metrics(demo: Demo, truth: dict[st
 
 
 def test_jaeger_has_one_span_for_each_session_that_did_something(
-    jaeger: Jaeger, truth: dict[str, int]
+    spans: list[Span], truth: dict[str, int]
 ) -> None:
-    expected = {
+    sessions = Counter(span.name for span in spans if span.name.startswith("session "))
+    assert sessions == {
         "session orders": truth["orders.success"],
         "session reports": truth["reports.success"] + truth["reports.failure"],
     }
 
-    def by_name(spans: list[Span]) -> dict[str, int]:
-        return dict(Counter(span.name for span in spans if span.name.startswith("session ")))
 
-    jaeger.wait_for_spans(SERVICE, lambda spans: by_name(spans) == expected)
-
-
-def test_a_placed_order_in_jaeger_has_its_attributes_events_and_parent(
-    jaeger: Jaeger, truth: dict[str, int]
-) -> None:
-    assert truth
-    spans = jaeger.spans(SERVICE)
+def test_a_placed_order_in_jaeger_has_its_attributes_events_and_parent(spans: list[Span]) -> None:
     by_id = {span.span_id: span for span in spans}
     sessions = [span for span in spans if span.name == "session orders" and span.parent_id]
     placed = [s for s in sessions if by_id[s.parent_id or ""].name == "POST /orders"]
@@ -147,11 +163,11 @@ def test_a_placed_order_in_jaeger_has_its_attributes_events_and_parent(
 
 
 def test_a_refused_connection_in_jaeger_is_an_error_with_its_exception(
-    jaeger: Jaeger, truth: dict[str, int]
+    spans: list[Span], truth: dict[str, int]
 ) -> None:
     refused = [
         span
-        for span in jaeger.spans(SERVICE)
+        for span in spans
         if span.name == "session reports" and span.attributes.get("error") is True
     ]
     assert len(refused) == truth["reports.failure"]
@@ -164,14 +180,15 @@ def test_a_refused_connection_in_jaeger_is_an_error_with_its_exception(
 
 
 def test_an_exemplar_in_prometheus_leads_to_its_trace_in_jaeger(
-    prometheus: Prometheus, jaeger: Jaeger, truth: dict[str, int]
+    prometheus: Prometheus, scraped: float, jaeger: Jaeger, spans: list[Span]
 ) -> None:
-    assert truth
+    assert scraped
+    assert spans
     now = time.time()
     found = prometheus.exemplars("sqlalchemy_session_duration_seconds_bucket", now - 3600, now)
     exemplars = [exemplar for series in found for exemplar in series["exemplars"]]
     assert exemplars
     for exemplar in exemplars:
         labels = exemplar["labels"]
-        spans = {span.span_id: span for span in jaeger.trace(labels["trace_id"])}
-        assert spans[labels["span_id"]].name.startswith("session ")
+        trace = {span.span_id: span for span in jaeger.trace(labels["trace_id"])}
+        assert trace[labels["span_id"]].name.startswith("session ")

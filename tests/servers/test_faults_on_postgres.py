@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def killed_in_commit(postgres: Postgres, maker: sessionmaker[Session]) -> list[O
         def kill() -> None:
             waiting = f"select wait_event from pg_stat_activity where pid = {process}"
             while postgres.execute(waiting) != [("PgSleep",)]:
-                pass
+                time.sleep(0.01)
             postgres.execute(f"select pg_terminate_backend({process}, 5000)")
 
         killer = threading.Thread(target=kill)
@@ -102,7 +103,7 @@ def slow(postgres: Postgres, maker: sessionmaker[Session]) -> list[Outcome]:
     """A statement that takes longer than the client allows."""
     found = []
     with maker() as session:
-        session.execute(text("set statement_timeout = 50"))
+        session.execute(text("set statement_timeout = 1000"))
         found.append(outcome_of(lambda: session.execute(text("select pg_sleep(30)"))))
         found.append(outcome_of(lambda: session.execute(text("select 1"))))
         found.append(outcome_of(session.rollback))

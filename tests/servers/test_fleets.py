@@ -11,13 +11,13 @@ import pytest
 import series
 import yaml
 from docs.test_fleets import NAMES, OF_THE_SHOP, formula, lines_of_the_shop
-from grafana.expressions import DASHBOARDS, RULES, of_dashboard, rules
+from grafana.expressions import DASHBOARDS, RULES, of_dashboard
 from pages import blocks
 
 from servers.demo_process import Demo, demo_running
 from servers.processes import HOST, free_port, needs, running, wait_for
 from servers.prometheus_server import Prometheus, prometheus_scraping, prometheus_with
-from servers.test_dashboards import asked
+from servers.test_dashboards import RECORDED, asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 FILES = {block.file: block.text for block in blocks("how-to/fleets") if block.file}
 OURS = f'__name__=~"{"|".join(sorted(NAMES))}"'
-RECORDED = [rule["record"] for rule in rules() if "record" in rule]
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +47,8 @@ def busy_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 def test_the_formula_is_what_prometheus_stores_of_the_demo(demo: Demo, tmp_path: Path):
     with prometheus_scraping({"demo": demo.metrics}, tmp_path) as prometheus:
-        prometheus.wait_for(f"count({{{OURS}}})", bool)
         # All of one scrape: in the demo, the watchdog may find a leak between two questions.
-        at = prometheus.value("timestamp(up)")
+        at = prometheus.scraped_after(0)
 
         def number(expression: str) -> float:
             return sum(value for _, value in prometheus.query(expression, at))
@@ -98,12 +96,12 @@ def names_in(prometheus: Prometheus) -> set[str]:
     return {labels["__name__"] for labels, _ in prometheus.query('{__name__=~".+"}')}
 
 
-def assert_the_fleet_is_seen(prometheus: Prometheus) -> None:
+def the_fleet_is_seen(prometheus: Prometheus) -> None:
     """Every query of the Fleet dashboard that needs no fault has data."""
     (fleet,) = (file for file in DASHBOARDS if file.stem.endswith("-fleet"))
     for panel in of_dashboard(fleet):
         if "> 0" not in panel.text:
-            assert prometheus.query(asked(panel.text)), panel.where
+            wait_for(lambda: prometheus.query(asked(panel.text)), bool, panel.where)  # noqa: B023
 
 
 def test_a_prometheus_sends_what_it_recorded(busy_demo: Demo, tmp_path: Path):
@@ -112,9 +110,13 @@ def test_a_prometheus_sends_what_it_recorded(busy_demo: Demo, tmp_path: Path):
         with prometheus_with(sending("prometheus.yml", busy_demo, receiver), tmp_path / "sender"):
             for name in RECORDED:
                 receiver.wait_for(f"count({name} >= 0)", bool)
-            assert_the_fleet_is_seen(receiver)
-            assert names_in(receiver) - {"ALERTS"} == set(RECORDED)
-            assert {labels["cluster"] for labels, _ in receiver.query(RECORDED[0])} == {"eu-1"}
+            the_fleet_is_seen(receiver)
+            wait_for(
+                lambda: names_in(receiver) - {"ALERTS"}, set(RECORDED).__eq__, "what is recorded"
+            )
+            assert {labels["cluster"] for labels, _ in receiver.query('{__name__=~".+"}')} == {
+                "eu-1"
+            }
 
 
 @contextmanager
@@ -141,7 +143,7 @@ def test_an_agent_sends_what_the_rules_read(busy_demo: Demo, tmp_path: Path):
             for name in RECORDED:
                 ruler.wait_for(f"count({name} >= 0)", bool)
             assert {rule["health"] for rule in ruler.rules()} == {"ok"}
-            assert_the_fleet_is_seen(ruler)
+            the_fleet_is_seen(ruler)
             kept = {"up", *series.read_by_rules()}
             assert names_in(ruler) - {*RECORDED, "ALERTS", "ALERTS_FOR_STATE"} <= kept
 

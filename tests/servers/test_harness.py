@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 
 from servers.pgbouncer_server import pgbouncer_running
 from servers.postgres_server import DATABASE, USER
-from servers.processes import HOST, needs, running, wait_until_ready
+from servers.processes import HOST, PATIENCE, needs, running, wait_for, wait_until_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,8 +65,8 @@ def test_prometheus_scrapes_evaluates_rules_and_keeps_exemplars(
 
     assert prometheus.wait_for("harness:orders:doubled", lambda value: value == 6) == 6
     labels = {"__name__": "orders_total", "instance": target, "job": "shop"}
-    assert prometheus.query("orders_total") == [(labels, 3.0)]
-    scraped = prometheus.wait_for("timestamp(orders_total)", bool)
+    scraped = prometheus.scraped_after(0)
+    assert prometheus.query("orders_total", scraped) == [(labels, 3.0)]
     assert prometheus.query("orders_total", time=scraped - 3600) == []
     assert prometheus.wait_for('ALERTS{alertstate="firing"}', bool) == 1
     assert [alert["labels"]["alertname"] for alert in prometheus.alerts()] == ["OrdersSeen"]
@@ -163,7 +163,15 @@ def test_a_restart_throws_off_the_clients_of_postgres(postgres: Postgres) -> Non
 def test_pgbouncer_shares_a_connection_and_refuses_a_client_too_many(postgres: Postgres) -> None:
     with pgbouncer_running(postgres, DATABASE, connections=1) as port:
         address = f"host={HOST} port={port} user={USER} dbname={DATABASE}"
-        with psycopg.connect(address) as connection:
+
+        def first() -> psycopg.Connection | None:
+            """A client, once PgBouncer has taken note that the one that looked for it is gone."""
+            try:
+                return psycopg.connect(address)
+            except psycopg.OperationalError:
+                return None
+
+        with wait_for(first, bool, "a client to be taken") as connection:
             assert connection.execute("SELECT 1").fetchall() == [(1,)]
             with pytest.raises(psycopg.OperationalError, match="max_client_conn"):
                 psycopg.connect(address)
@@ -172,7 +180,11 @@ def test_pgbouncer_shares_a_connection_and_refuses_a_client_too_many(postgres: P
 def test_chromium_runs_the_script_of_a_page(chromium: Chromium) -> None:
     page = "data:text/html,<p id=a>before</p><script>a.textContent='af'+'ter'</script>"
     shown = subprocess.run(
-        chromium.command("--dump-dom", page), capture_output=True, text=True, timeout=60, check=True
+        chromium.command("--dump-dom", page),
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=True,
     )
     assert '<p id="a">after</p>' in shown.stdout
 

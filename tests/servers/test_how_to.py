@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pages import write_files
 
-from servers.processes import HOST, free_port, running, wait_for
+from servers.processes import HOST, PATIENCE, free_port, running, wait_for
 
 pytest.importorskip("gunicorn")
 pytest.importorskip("celery")
@@ -69,7 +69,7 @@ def test_celery(tmp_path: Path, environment: dict[str, str]) -> None:
     ask = (
         "from configured import app, tasks\n"
         "sent = [tasks.count_orders.delay() for _ in range(6)]\n"
-        "print([task.get(timeout=30) for task in sent])"
+        f"print([task.get(timeout={PATIENCE}) for task in sent])"
     )
     with running(command, tmp_path / "log.txt", environment):
         asked = subprocess.run(
@@ -77,7 +77,7 @@ def test_celery(tmp_path: Path, environment: dict[str, str]) -> None:
             env=os.environ | environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=2 * PATIENCE,
             check=False,
         )
         assert asked.stdout == "[1, 1, 1, 1, 1, 1]\n", asked.stderr + Path("log.txt").read_text()

@@ -8,14 +8,16 @@ import threading
 from contextlib import contextmanager
 from html import unescape
 from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import make_server
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+from servers.processes import PATIENCE
 from session_metrics_otel import SessionMetrics, bind, instrument, uninstrument
+from session_metrics_otel.cli.order_service import QuietHandler, ThreadingServer
 from session_metrics_otel.web.live_page import LivePage
 
 if TYPE_CHECKING:
@@ -29,14 +31,10 @@ HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
 TIME = 6000  # milliseconds of the page's own clock: it asks every two seconds
 
 
-class Quiet(WSGIRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @contextmanager
 def served(application: WSGIApplication) -> Iterator[str]:
-    server = make_server("127.0.0.1", 0, application, handler_class=Quiet)
+    # A browser opens connections that it may have a use for: one may not keep the others waiting.
+    server = make_server("127.0.0.1", 0, application, ThreadingServer, QuietHandler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -53,7 +51,7 @@ def shown_by(chromium: Chromium, address: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=2 * PATIENCE,
     )
     return done.stdout
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from servers.packages import Distributions
 
 MARK = "::: block"
-PATIENCE = 150  # seconds, for pip most of all
+PATIENCE = 600  # seconds, for pip most of all
 
 
 def ports(text: str) -> list[str]:
@@ -85,7 +85,9 @@ def test_every_block(distributions: Distributions, jaeger: Jaeger, tmp_path: Pat
     known = {"sh", "text", "promql"}
     assert [block for block in page if block.language not in known and block.file is None] == []
     script = script_of(page, tmp_path)
-    with ran(script, tmp_path, distributions.environment) as said:
+    # The page waits a second longer than it takes a span to go out: here it has time to spare.
+    environment = distributions.environment | {"OTEL_BSP_SCHEDULE_DELAY": "500"}
+    with ran(script, tmp_path, environment) as said:
         for (number, command), (_, output) in pairwise(enumerate(page)):
             if output.language == "text":
                 assert (command.language, said[number]) == ("sh", output.text)

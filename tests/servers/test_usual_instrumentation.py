@@ -14,6 +14,7 @@ import pytest
 from usual_instrumentation import environment
 
 from servers.incident_process import PROGRAMS, Incident, incident_running, rows_under
+from servers.processes import wait_for
 from servers.test_incidents import CANCELLED_POOL, INCIDENTS, PROXY, SECONDS, database_for
 
 if TYPE_CHECKING:
@@ -103,9 +104,10 @@ def test_it_names_neither_route_nor_line_where_ours_does(
     prometheus.wait_for(by_hand, lambda n: n == shown.checked_out)
 
     spans = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()[:-1]]
-    series = [labels for labels, _ in prometheus.query(f'{{job="{name}",__name__=~"usual_.*"}}')]
+    usual = f'{{job="{name}",__name__=~"usual_.*"}}'
+    found = wait_for(lambda: prometheus.query(usual), bool, f"the usual series of {name}")
+    series = [labels for labels, _ in found]
     assert spans
-    assert series
     naming = [
         said
         for said in map(str, [*spans, *series])
