@@ -85,7 +85,7 @@ class TestHistogram:
     def test_keeps_the_newest_exemplar_of_each_bucket(self):
         histogram = Histogram((1.0,))
         old, new, above = (
-            Exemplar(number, f"{trace}", "s", 0.0) for number, trace in ((0.5, 1), (0.7, 2), (3, 3))
+            Exemplar(number, trace, 1, 0.0) for number, trace in ((0.5, 1), (0.7, 2), (3, 3))
         )
         for exemplar in (old, new, above):
             histogram.exemplify(exemplar)

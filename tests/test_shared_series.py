@@ -149,7 +149,7 @@ class TestHistogram:
     def test_tells_its_listeners_at_once(self, files):
         one, heard = histogram(files), []
         one.listeners = (lambda values, exemplars: heard.append((values, exemplars)),)
-        exemplar = Exemplar(3, "t", "s", 0.0)
+        exemplar = Exemplar(3, 1, 2, 0.0)
         one.exemplify(exemplar)
         one.observe(3)
         assert heard == [([3], {3: exemplar})]

@@ -148,8 +148,8 @@ def _recorder(
 def _context(exemplar: Exemplar) -> Context:
     """A context in which the SDK finds the span that the exemplar leads to."""
     span = trace.SpanContext(
-        int(exemplar.trace_id, 16),
-        int(exemplar.span_id, 16),
+        exemplar.trace_id,
+        exemplar.span_id,
         is_remote=False,
         trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
     )

@@ -7,6 +7,7 @@ from itertools import accumulate
 from math import inf
 from typing import TYPE_CHECKING
 
+from opentelemetry.trace import format_span_id, format_trace_id
 from prometheus_client import REGISTRY
 from prometheus_client.core import Exemplar, Metric
 from prometheus_client.registry import Collector
@@ -88,7 +89,10 @@ def _add_distribution(
         kept = value.exemplars.get(index)
         exemplar = None
         if kept is not None:
-            trail = {"trace_id": kept.trace_id, "span_id": kept.span_id}
+            trail = {
+                "trace_id": format_trace_id(kept.trace_id),
+                "span_id": format_span_id(kept.span_id),
+            }
             exemplar = Exemplar(trail, kept.value, kept.timestamp)
         family.add_sample(f"{name}_bucket", labels, total, exemplar=exemplar)
     family.add_sample(f"{name}_count", _labels(metric, values), totals[-1])

@@ -69,11 +69,11 @@ class Tally:
 
 
 class Exemplar(NamedTuple):
-    """One measurement that leads to a trace (OpenMetrics' term)."""
+    """One measurement that leads to a trace (OpenMetrics' term), with its ids as numbers."""
 
     value: float
-    trace_id: str
-    span_id: str
+    trace_id: int
+    span_id: int
     timestamp: float
 
 

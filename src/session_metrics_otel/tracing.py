@@ -57,7 +57,7 @@ class SpanMirror:
         self.span = span
         self.owned = owned
         self.context = context
-        self._ids: tuple[str, str] | tuple[()] | None = None
+        self._ids: tuple[int, int] | tuple[()] | None = None
 
     def moved(
         self,
@@ -146,12 +146,10 @@ def lead_to(mirror: SpanMirror | None, value: float, *histograms: Histogram) -> 
             histogram.exemplify(exemplar)
 
 
-def _ids_of(span: Span) -> tuple[str, str] | tuple[()]:
-    """The ids of the trace and of ``span``, in hexadecimal; nothing where it is not sampled."""
+def _ids_of(span: Span) -> tuple[int, int] | tuple[()]:
+    """The ids of the trace and of ``span``; nothing where it is not sampled."""
     context = span.get_span_context()
-    if not context.trace_flags.sampled:
-        return ()
-    return trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
+    return (context.trace_id, context.span_id) if context.trace_flags.sampled else ()
 
 
 def suppressed(context: Context) -> bool:
