@@ -99,6 +99,7 @@ def test_a_port_that_is_taken_says_what_to_do(option):
         (["--host", "192.0.2.1"], 1, "--host has to be an address of this machine."),
         (["--rate", "0"], 2, "argument --rate: '0' is not a number above 0"),
         (["--seconds", "nan"], 2, "argument --seconds: 'nan' is not a number above 0"),
+        (["--truth", "/missing/t.json"], 2, "there is no folder '/missing'; make it first"),
     ],
 )
 def test_what_cannot_be_is_an_error_that_says_so(given, code, says):

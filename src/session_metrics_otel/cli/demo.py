@@ -76,7 +76,9 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         default=METRICS_PORT,
         help="the port of /metrics; 0: any free one",
     )
-    parser.add_argument("--truth", type=Path, help="write the service's own counts here as JSON")
+    parser.add_argument(
+        "--truth", type=_in_a_folder, help="write the service's own counts here as JSON"
+    )
     parser.add_argument("--seed", type=int, help="make the traffic the same each time")
     parser.add_argument(
         "--starve",
@@ -95,6 +97,14 @@ def _above_0(given: str) -> float:
         message = f"{given!r} is not a number above 0"
         raise argparse.ArgumentTypeError(message)
     return number
+
+
+def _in_a_folder(given: str) -> Path:
+    path = Path(given)
+    if not path.parent.is_dir():
+        message = f"{given!r}: there is no folder {str(path.parent)!r}; make it first"
+        raise argparse.ArgumentTypeError(message)
+    return path
 
 
 def run(options: argparse.Namespace) -> None:
