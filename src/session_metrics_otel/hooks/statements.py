@@ -52,7 +52,6 @@ class _ObservedContext:
         started: The span of the statement that is being executed, or None.
         sent_at: ``time.perf_counter()`` when it was sent; None once it is measured.
         record: The record of the session that sends it, or None.
-        plain: Whether the dialect's own class has nothing to do before and after a statement.
         told: Whether ``_handle_error`` has heard of its failure.
     """
 
@@ -66,15 +65,12 @@ class _ObservedContext:
     started: Started | None = None
     sent_at: float | None = None
     record: ObservedSessionMetrics | None = None
-    plain: bool
     told = False
     parameters: Any
     _insertmanyvalues_rows: list[Any] | None
     _is_server_side: bool
 
     def pre_exec(self) -> None:
-        if not self.plain:
-            super().pre_exec()  # type: ignore[misc]
         record = getattr(self.root_connection, RECORD, None)
         try:
             if record is None or record.transaction_began is None:
@@ -137,8 +133,6 @@ class _ObservedContext:
         except Exception as fault:  # noqa: BLE001 - never the statement's trouble
             caught("statements", fault)
             self._end_span(None)
-        if not self.plain:
-            super().post_exec()  # type: ignore[misc]
 
     def handle_dbapi_exception(self, e: BaseException) -> None:
         if not self.told:  # a handle_error of the application's has raised, which ends the round
@@ -172,6 +166,18 @@ class _ObservedContext:
             caught("tracing", fault)
 
 
+class _ObservedAroundContext(_ObservedContext):
+    """The same, where the dialect's own class has something to do before or after a statement."""
+
+    def pre_exec(self) -> None:
+        super(_ObservedContext, self).pre_exec()  # type: ignore[misc]
+        super().pre_exec()
+
+    def post_exec(self) -> None:
+        super().post_exec()
+        super(_ObservedContext, self).post_exec()  # type: ignore[misc]
+
+
 def _handle_error(context: ExceptionContext) -> None:
     try:
         error, execution = context.original_exception, context.execution_context
@@ -200,10 +206,13 @@ def hook(engine: Engine) -> None:
         "replaced": dialect.__dict__.get("execution_ctx_cls"),
         "server": server_attributes(engine),
         "core_spans": None,
-        "plain": kind.pre_exec is DefaultExecutionContext.pre_exec
-        and kind.post_exec is DefaultExecutionContext.post_exec,
     }
-    dialect.execution_ctx_cls = type(kind.__name__, (_ObservedContext, kind), own)
+    has_nothing_to_do = (
+        kind.pre_exec is DefaultExecutionContext.pre_exec
+        and kind.post_exec is DefaultExecutionContext.post_exec
+    )
+    observed = _ObservedContext if has_nothing_to_do else _ObservedAroundContext
+    dialect.execution_ctx_cls = type(kind.__name__, (observed, kind), own)
     event.listen(engine, "handle_error", _handle_error)
 
 
