@@ -68,6 +68,8 @@ class Holder:
         last = self.last_statement if session is None else session.last_statement
         if session is not None and session.state is SessionState.CLOSED:
             session = None  # it was bound to this connection, which outlived it
+        # Before the time it is held, which is never the shorter one.
+        idle_seconds = 0.0 if session is None else session.idle_seconds()
         return {
             "session_id": "" if session is None else one_line(session.session_id),
             "request_id": one_line(bound.request_id),
@@ -79,7 +81,7 @@ class Holder:
             "last_statement": summary_of_sent(last),
             "taken_at": line_of(self.place),
             "made_at": "" if session is None else line_of(session.born_at),
-            "idle_seconds": 0.0 if session is None else round(session.idle_seconds(), 3),
+            "idle_seconds": round(idle_seconds, 3),
         }
 
 
