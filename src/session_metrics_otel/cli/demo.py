@@ -21,6 +21,7 @@ from prometheus_client import REGISTRY, start_http_server
 
 from session_metrics_otel.web.live_page import LivePage
 
+from .arguments import above_0
 from .order_service import OrderService, QuietHandler, ThreadingServer, chance
 from .starve import starve
 
@@ -56,13 +57,13 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         epilog="Spans are sent by OTLP if OTEL_EXPORTER_OTLP_ENDPOINT is set.",
     )
     parser.add_argument(
-        "--seconds", type=_above_0, help="stop after so many seconds (default: on Ctrl-C)"
+        "--seconds", type=above_0, help="stop after so many seconds (default: on Ctrl-C)"
     )
     parser.add_argument(
         "--requests", type=int, help="stop the traffic, but not the demo, after so many requests"
     )
     parser.add_argument(
-        "--rate", type=_above_0, default=20.0, help="requests per second (default: 20)"
+        "--rate", type=above_0, default=20.0, help="requests per second (default: 20)"
     )
     parser.add_argument(
         "--host", default=HOST, help="the address to listen on; 0.0.0.0 in a container"
@@ -86,17 +87,6 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
         help="exhaust a pool on purpose, print the report that names the holders, and stop",
     )
     parser.set_defaults(run=run)
-
-
-def _above_0(given: str) -> float:
-    try:
-        number = float(given)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        message = f"{given!r} is not a number above 0"
-        raise argparse.ArgumentTypeError(message)
-    return number
 
 
 def _in_a_folder(given: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import select
 import sys
@@ -13,11 +12,14 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from session_metrics_otel.legible import one_line
+
+from .arguments import above_0
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -120,7 +122,7 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--limit", type=_count, metavar="N", help="show at most N sessions")
     parser.add_argument(
         "--interval",
-        type=_seconds,
+        type=partial(above_0, what="a number of seconds"),
         metavar="SECONDS",
         help=f"seconds between two looks ({INTERVAL:g})",
     )
@@ -145,17 +147,6 @@ def _address(given: str) -> str:
         message = f"{given!r} is not the address of a live page: try http://127.0.0.1:8000/sessionz"
         raise argparse.ArgumentTypeError(message)
     return given
-
-
-def _seconds(given: str) -> float:
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        message = f"{given!r} is not a number of seconds above 0"
-        raise argparse.ArgumentTypeError(message)
-    return seconds
 
 
 def _count(given: str) -> int:
