@@ -52,13 +52,20 @@ def write_files(page: str, folder: Path) -> None:
 
 def run(folder: Path, program: str, **environment: str) -> list[str]:
     """What ``program`` prints, with the files of a page beside it, line by line."""
+    return run_python("-c", program, folder=folder, **environment)
+
+
+def run_python(
+    *arguments: str | os.PathLike[str], folder: Path | None = None, **environment: str
+) -> list[str]:
+    """What Python prints with these arguments, line by line; it has to end well."""
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, *arguments],
         cwd=folder,
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import series
-from pages import DOCS
+from pages import DOCS, run_python
 
 from session_metrics_otel.catalog import CATALOG
 
@@ -38,16 +36,8 @@ OF_THE_SHOP = {
 
 def lines_of_the_shop(url: str, workers: int, **environment: str) -> list[str]:
     """The lines of its /metrics that are ours."""
-    done = subprocess.run(
-        [sys.executable, PROGRAMS / "shop.py", url, str(workers)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [line for line in done.stdout.splitlines() if line.partition("{")[0] in NAMES]
+    lines = run_python(PROGRAMS / "shop.py", url, str(workers), **environment)
+    return [line for line in lines if line.partition("{")[0] in NAMES]
 
 
 def formula(numbers: dict[str, int]) -> float:
