@@ -61,32 +61,37 @@ def _observed(kind: type[Any], observer: Observer) -> type[Any]:
         if hasattr(kind, "reset"):  # SQLAlchemy has it from 2.0.22
             reset = _ending(kind, "reset")
 
-    if kind.get_bind is not Session.get_bind and not observer.adopts:
-        # It may choose an engine that nobody has seen yet, and that one may refuse.
-        def get_bind(self: Any, *args: Any, **kwargs: Any) -> Engine | Connection:
-            bind: Engine | Connection = super(ObservedSession, self).get_bind(*args, **kwargs)
-            try:
-                observer.meet(bind)
-            except Exception as fault:  # noqa: BLE001 - never the session's trouble
-                caught("sessions", fault)
-            return bind
-
-        ObservedSession.get_bind = get_bind
-
     if not observer.adopts:
-        # What it is given in `binds=`, or by `bind_mapper()`, may refuse its first connection, too.
-        def _add_bind(self: Any, key: Any, bind: Any) -> None:
-            super(ObservedSession, self)._add_bind(key, bind)
-            try:
-                observer.meet(bind)
-            except Exception as fault:  # noqa: BLE001 - never the session's trouble
-                caught("sessions", fault)
-
-        ObservedSession._add_bind = _add_bind
+        _meet_what_it_binds(ObservedSession, kind, observer)
     ObservedSession.__name__ = kind.__name__
     ObservedSession.__qualname__ = kind.__qualname__
     ObservedSession.__module__ = kind.__module__
     return ObservedSession
+
+
+def _meet_what_it_binds(observed: type[Any], kind: type[Any], observer: Observer) -> None:
+    """Have ``observer`` meet engines that nobody has seen yet: their first connection may fail."""
+
+    def meet(bind: Any) -> None:
+        try:
+            observer.meet(bind)
+        except Exception as fault:  # noqa: BLE001 - never the session's trouble
+            caught("sessions", fault)
+
+    def _add_bind(self: Any, key: Any, bind: Any) -> None:
+        """Of ``binds=``, and of ``bind_mapper()``."""
+        super(observed, self)._add_bind(key, bind)
+        meet(bind)
+
+    observed._add_bind = _add_bind
+    if kind.get_bind is not Session.get_bind:
+
+        def get_bind(self: Any, *args: Any, **kwargs: Any) -> Engine | Connection:
+            bind: Engine | Connection = super(observed, self).get_bind(*args, **kwargs)
+            meet(bind)
+            return bind
+
+        observed.get_bind = get_bind
 
 
 def _ending(kind: type[Any], name: str) -> Callable[..., Any]:
