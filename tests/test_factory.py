@@ -192,6 +192,10 @@ class TestIsolation:
         [
             ({}, "Session is not marked as request-scoped: expected .* found None"),
             (
+                {"is_request_scoped": 1},
+                "Session is not marked as request-scoped: expected .*=True in its info, found 1",
+            ),
+            (
                 {"is_request_scoped": True},
                 "Session is not managed by RequestScopedSessionFactory: expected .* found None",
             ),

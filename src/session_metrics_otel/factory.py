@@ -279,7 +279,8 @@ def validate_session_isolation(session: Any, user_id: str) -> None:
         ("user_id", str(user_id), "Session isolation violated"),
     ):
         found = session.info.get(key)
-        if found != expected:
+        # By the type as well: 1 equals True.
+        if type(found) is not type(expected) or found != expected:
             message = f"{trouble}: expected {key}={expected!r} in its info, found {found!r}."
             raise ValueError(message)
 
